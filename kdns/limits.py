@@ -1,0 +1,64 @@
+"""Every bound of kdns in one table: what may grow, how far, and why there.
+
+Whoever enforces a bound counts what it turned away (the metric named beside it) and has a test that reaches it.
+Sizes are octets and times seconds unless the line says otherwise.
+"""
+
+from typing import Final
+
+# --- packets ---------------------------------------------------------------------------------------------------------
+UDP_REPLY: Final = 1232
+"""A UDP answer, whatever the asker offers, unless ``bufsize`` says so (DNS flag day 2020: never fragmented)."""
+UDP_QUERY: Final = 4096
+"""A UDP query that is read whole; no honest query comes near."""
+UDP_BATCH: Final = 64
+"""Datagrams answered per wake-up of a socket, so that timers and other sockets get their turn."""
+EDNS_OPTIONS: Final = 64
+"""EDNS options read in one OPT; a query with more is a FORMERR."""
+NAME_POINTERS: Final = 126
+"""Compression pointers followed in one name (RFC 1035 names have at most 127 labels)."""
+
+# --- questions -------------------------------------------------------------------------------------------------------
+IN_FLIGHT: Final = 20_000
+"""Queries that wait for I/O at once; above it the newest are answered SERVFAIL (kdns_shed_total)."""
+CHASE_DEPTH: Final = 10
+"""How often one query may make kdns ask itself (CNAME chases); beyond it SERVFAIL."""
+
+# --- TCP and DoT -----------------------------------------------------------------------------------------------------
+TCP_CONNECTIONS: Final = 10_000
+"""Open connections; at the bound the longest idle one is closed (kdns_tcp_connections_closed_total)."""
+TCP_PIPELINE: Final = 128
+"""Queries in work on one connection; then reading from it stops until one is answered."""
+TCP_IDLE: Final = 10.0
+"""A connection without a whole query for so long is closed (CoreDNS: 10 s)."""
+TCP_WRITE: Final = 5.0
+"""A client that does not take its answers for so long is cut off (CoreDNS: 5 s)."""
+TCP_BACKLOG: Final = 65_536 * 2
+"""Unsent answer octets of one connection; beyond it reading from it stops until they drain."""
+
+# --- packet cache ----------------------------------------------------------------------------------------------------
+PACKET_CACHE_ENTRIES: Final = 20_000
+PACKET_CACHE_BYTES: Final = 16 * 2**20
+"""Of all packet caches together; the least recently useful entries go first (kdns_packetcache_evictions_total)."""
+
+# --- log and metrics -------------------------------------------------------------------------------------------------
+LOG_BUFFER: Final = 2**20
+"""Log text that waits for a stalled reader; further lines are counted (kdns_log_dropped_total) and let go."""
+LOG_LINE: Final = 8192
+"""One log line."""
+METRIC_SERIES: Final = 1_000
+"""Label sets of one metric; further ones are counted together under the label value ``other``."""
+
+# --- HTTP face -------------------------------------------------------------------------------------------------------
+HTTP_CONNECTIONS: Final = 64
+"""Open connections of one HTTP listener; further ones are closed at once."""
+HTTP_HEAD: Final = 8192
+"""A request's head."""
+HTTP_TIMEOUT: Final = 5.0
+"""From the first octet of a request to the last of its answer (CoreDNS: 5 s)."""
+
+# --- Corefile --------------------------------------------------------------------------------------------------------
+COREFILE_SIZE: Final = 4 * 2**20
+"""A Corefile with all that it imports."""
+REGEXP: Final = 10_000
+"""Characters of one regular expression (CoreDNS: 10,000)."""

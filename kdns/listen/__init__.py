@@ -1,0 +1,1 @@
+"""Listeners: they only frame bytes; `kdns.handler` does the rest."""

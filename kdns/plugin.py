@@ -1,0 +1,286 @@
+"""What a plugin author reads: the Plugin, its Site, the order of the chain, and how the chain is built.
+
+A plugin answers a query, passes it on, or passes it on and returns another reply::
+
+    class Hello(Plugin):
+        name = "hello"
+        replayable = True
+
+        @classmethod
+        def setup(cls, uses, site):
+            if uses[0].args:
+                raise uses[0].error("takes no arguments")
+            return cls()
+
+        async def resolve(self, query, next):
+            reply = await next(query)
+            return reply
+
+Lease rules (see `message.Lease`):
+
+1. Only a plugin that makes an answer grants ``until``.  What depends on who asks grants none.
+2. Everyone above may only shrink it: ``until`` takes the minimum, ``facts`` the union; ``until = 0`` keeps the facts.
+3. Under a plugin that is not ``replayable`` the chain builder sets ``until`` to 0.
+4. A reply that was computed before a fact was dropped is not stored after it: see `Facts.epoch`.
+5. What is owed per query is owed for replays too: a plugin that counts adds a `message.Duty` to the lease.
+
+A plugin of kdns itself never awaits anything that needs a current task (``asyncio.timeout``, ``wait_for``) before it
+has been suspended once: chains are stepped by hand and become a task only when they really wait.  Third-party plugins
+need not know: they get a task of their own unless they say ``inline = True``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeAlias, TypeVar
+
+from kdns.log import Logger
+from kdns.message import SERVFAIL, Fact, Query, Reply, failure
+from kdns.metrics import Metrics
+from kdns.name import Name
+
+if TYPE_CHECKING:
+    from kdns.corefile import Directive
+
+API: Final = 1
+"""Version of this contract; a third-party plugin states the one it was written for as ``api``."""
+
+ORDER: Final[tuple[str, ...]] = (
+    "root", "metadata", "geoip", "cancel", "proxyproto", "quic", "grpc_server", "https", "https3", "timeouts",
+    "multisocket", "reload", "nsid", "bufsize", "bind", "debug", "trace", "ready", "health", "pprof", "shed",
+    "prometheus", "errors", "log", "dnstap", "local", "dns64", "any", "chaos", "loadbalance", "tsig", "rewrite",
+    "autopath", "acl", "cache", "header", "dnssec", "tls", "minimal", "template", "transfer", "hosts", "route53",
+    "azure", "clouddns", "k8s_external", "kubernetes", "file", "auto", "secondary", "etcd", "loop", "forward", "grpc",
+    "erratic", "whoami", "on", "sign", "view", "nomad",
+)  # fmt: skip
+"""The chain from the outermost plugin inwards: CoreDNS v1.14.7's ``plugin.cfg``, whatever the order in the Corefile."""
+
+Next: TypeAlias = Callable[[Query], Coroutine[Any, Any, Reply]]
+"""The rest of the chain."""
+
+T = TypeVar("T")
+
+
+class Plugin:
+    """One directive of one server block."""
+
+    name: ClassVar[str]
+    """Directive, metric label and name in logs."""
+    api: ClassVar[int] = API
+    replayable: bool = False
+    """True: I keep the lease rules above.  May be set per instance."""
+    inline: ClassVar[bool] = False
+    """True: I await nothing that needs a current task before being suspended once."""
+    handles: bool = True
+    """False: configuration only, not a link of the chain.  May be set per instance."""
+    before: ClassVar[str] = ""
+    """Third-party plugins: stand directly before this directive in the chain (or ``after`` one)."""
+    after: ClassVar[str] = ""
+
+    @classmethod
+    def setup(cls, uses: Sequence[Directive], site: Site) -> Plugin:
+        """Read the directive's occurrences in one server block, in textual order, and check them all.
+
+        Raises CorefileError (``use.error("…")``) for what is wrong.  May read files; must not listen, connect or spawn.
+        """
+        raise NotImplementedError
+
+    async def resolve(self, query: Query, next: Next) -> Reply:
+        """Answer, or ``return await next(query)``."""
+        return await next(query)
+
+    async def start(self) -> None:
+        """Begin background work.  Runs before this configuration answers; raising refuses the whole (re)load."""
+
+    async def drain(self) -> None:
+        """The process is about to end: runs while everything still answers (lameduck).  Not called on reload."""
+
+    async def stop(self) -> None:
+        """This configuration answers no more: end background work."""
+
+    def unready(self) -> str:
+        """Why ``/ready`` should say no; empty when ready."""
+        return ""
+
+    def metadata(self, query: Query) -> dict[str, Callable[[], str]]:
+        """Labels for the ``metadata`` plugin: ``{"name/label": function}``; the functions run only when read."""
+        return {}
+
+
+class Facts:
+    """The board on which changes are posted: who replays answers subscribes, who owns data drops facts."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+        """Moves with every drop.  Note it before asking the chain; store the reply only if it has not moved or the
+        reply stands on no facts."""
+        self._subscribers: list[Callable[[Iterable[Fact]], None]] = []
+
+    def subscribe(self, forget: Callable[[Iterable[Fact]], None]) -> Callable[[], None]:
+        """Call ``forget(facts)`` at each drop, at once; the result takes the subscription back."""
+        self._subscribers.append(forget)
+        return lambda: self._subscribers.remove(forget)
+
+    def drop(self, facts: Iterable[Fact]) -> None:
+        """These have changed: no answer that stood on one of them is repeated from now on."""
+        facts = frozenset(facts)
+        if not facts:
+            return
+        self.epoch += 1
+        for forget in self._subscribers:
+            forget(facts)
+
+
+class Closable(Protocol):
+    """Something in the Warehouse."""
+
+    def close(self) -> None:
+        """Nobody uses it any more."""
+
+
+class Warehouse:
+    """What outlives a reload: cache stores, upstream health, cluster indexes, by a key that tells what they are for.
+
+    Each (re)load takes what it needs through its `Site`; when it is in force the rest is closed, and when it is
+    refused what was made for it is closed.
+    """
+
+    def __init__(self) -> None:
+        self._things: dict[tuple[Any, ...], Any] = {}
+
+    def take(self, key: tuple[Any, ...], make: Callable[[], T], taken: set[tuple[Any, ...]]) -> T:
+        """The thing under ``key``, made when it is not there; the key joins ``taken``."""
+        taken.add(key)
+        if key not in self._things:
+            self._things[key] = make()
+        thing: T = self._things[key]
+        return thing
+
+    def keep_only(self, keys: set[tuple[Any, ...]]) -> None:
+        """Close and forget everything under other keys."""
+        for key in [key for key in self._things if key not in keys]:
+            thing = self._things.pop(key)
+            close = getattr(thing, "close", None)
+            if close is not None:
+                close()
+
+
+Responder: TypeAlias = Callable[[str], tuple[int, str, bytes]]
+"""HTTP GET: the target with its query string → (status, content type, body)."""
+
+
+class Process:
+    """What all server blocks of the process share, and what outlives a reload."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.now = clock
+        """Monotonic seconds."""
+        self.facts = Facts()
+        self.metrics = Metrics()
+        self.warehouse = Warehouse()
+        self.ask: Callable[[Query], Awaitable[Reply]] = _no_server
+        """A question to the whole server, server-block routing included."""
+        self.reload_now: Callable[[], None] = lambda: None
+        """Ask for the Corefile to be read again, soon (SIGUSR1, the ``reload`` plugin)."""
+
+
+async def _no_server(query: Query) -> Reply:
+    return failure(SERVFAIL, "the server is not running")
+
+
+class Site:
+    """Where a plugin stands: its server block and the process around it."""
+
+    def __init__(self, process: Process, keys: tuple[str, ...], zones: tuple[Name, ...], directory: str = ".") -> None:
+        self.process = process
+        self.keys = keys
+        """The block's keys as written, expanded to one zone each (``example.org.:53``)."""
+        self.zones = zones
+        """The block's zones, folded: the default scope of a plugin."""
+        self.directory = directory
+        """Directory of the Corefile."""
+        self.root = ""
+        """Base directory for relative file names (the ``root`` directive); empty = the working directory."""
+        self.plugins: dict[str, Plugin] = {}
+        """The block's plugins by directive, complete once all are set up: look others up in ``start`` or later."""
+        self.bind: tuple[str, ...] = ()
+        """Addresses to listen on (the ``bind`` directive); empty = all."""
+        self.http: list[tuple[str, str, Responder]] = []
+        """HTTP paths to serve: (``host:port``, path, responder); add to it in ``setup``."""
+        self.taken: set[tuple[Any, ...]] = set()
+
+    @property
+    def now(self) -> Callable[[], float]:
+        """The monotonic clock, in seconds."""
+        return self.process.now
+
+    @property
+    def facts(self) -> Facts:
+        """Where to drop facts and learn of dropped ones."""
+        return self.process.facts
+
+    @property
+    def metrics(self) -> Metrics:
+        """Where counters come from."""
+        return self.process.metrics
+
+    @property
+    def zones_label(self) -> str:
+        """The block's zones as the ``zones`` metric label has them."""
+        from kdns.name import to_text
+
+        return ",".join(to_text(zone) for zone in self.zones)
+
+    def keep(self, kind: str, key: tuple[Any, ...], make: Callable[[], T]) -> T:
+        """Something that outlives a reload as long as a configuration asks for it under the same kind and key."""
+        return self.process.warehouse.take((kind, *key), make, self.taken)
+
+    def path(self, file: str) -> str:
+        """A file name from the Corefile, relative to ``root``."""
+        import os.path
+
+        return os.path.join(self.root, file)
+
+    async def ask(self, query: Query) -> Reply:
+        """A question to the whole server (CoreDNS: ``upstream.Lookup``), as deep as `limits.CHASE_DEPTH` allows."""
+        return await self.process.ask(query.replace(depth=query.depth + 1))
+
+    def logger(self, name: str) -> Logger:
+        """A logger for the plugin of this name."""
+        return Logger(name)
+
+
+async def end_of_chain(query: Query) -> Reply:
+    """What a chain answers when no plugin did (CoreDNS: SERVFAIL, `no next plugin found`)."""
+    return failure(SERVFAIL, "no next plugin found")
+
+
+def build_chain(plugins: Iterable[Plugin], last: Next = end_of_chain) -> Next:
+    """Nest the plugins, outermost first, into one function; ``last`` answers when none of them did."""
+    call = last
+    for plugin in reversed([plugin for plugin in plugins if plugin.handles]):
+        call = _link(plugin, call)
+    return call
+
+
+def _link(plugin: Plugin, inner: Next) -> Next:
+    resolve = plugin.resolve if plugin.inline else _in_task(plugin)
+    if plugin.replayable:
+        return lambda query: resolve(query, inner)
+
+    async def call(query: Query) -> Reply:
+        reply = await resolve(query, inner)
+        if reply.lease.until:
+            return reply.leased(reply.lease.shrink(0.0))
+        return reply
+
+    return call
+
+
+def _in_task(plugin: Plugin) -> Callable[[Query, Next], Coroutine[Any, Any, Reply]]:
+    async def resolve(query: Query, inner: Next) -> Reply:
+        return await asyncio.create_task(plugin.resolve(query, inner))
+
+    return resolve
