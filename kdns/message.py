@@ -154,6 +154,9 @@ Duty: TypeAlias = Callable[[int, int, int], None]
 """What is owed for replays out of the packet cache: called with (replays, query octets of each, reply octets of each).
 The packet cache settles it lazily: before a scrape, and when it lets the entry go."""
 
+Report: TypeAlias = Callable[[int, int, int, float], None]
+"""What counts a reply that is sent: called with (times, query octets, reply octets, seconds it took)."""
+
 FOREVER: Final = float("inf")
 
 
@@ -284,6 +287,8 @@ class Reply(msgspec.Struct, frozen=True, gc=False):
     """EDNS options for askers that use EDNS, beside the extended errors."""
     drop: bool = False
     """Send nothing at all."""
+    report: Report | None = None
+    """Whoever sends this reply calls it: with the first send and, through the packet cache, with every replay."""
 
     def replace(self, **changes: Any) -> Reply:
         """The same reply with other fields."""

@@ -32,9 +32,12 @@ need not know: they get a task of their own unless they say ``inline = True``.
 from __future__ import annotations
 
 import asyncio
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeAlias, TypeVar
+
+import msgspec
 
 from kdns.log import Logger
 from kdns.message import SERVFAIL, Fact, Query, Reply, failure
@@ -171,6 +174,17 @@ Responder: TypeAlias = Callable[[str], tuple[int, str, bytes]]
 """HTTP GET: the target with its query string → (status, content type, body)."""
 
 
+class HttpPath(msgspec.Struct, frozen=True):
+    """One path on the process's HTTP face."""
+
+    address: str
+    """``host:port``; an empty host means all addresses."""
+    path: str
+    respond: Responder
+    tls: ssl.SSLContext | None = None
+    """None: plain HTTP."""
+
+
 class Process:
     """What all server blocks of the process share, and what outlives a reload."""
 
@@ -182,8 +196,10 @@ class Process:
         self.warehouse = Warehouse()
         self.ask: Callable[[Query], Awaitable[Reply]] = _no_server
         """A question to the whole server, server-block routing included."""
-        self.reload_now: Callable[[], None] = lambda: None
-        """Ask for the Corefile to be read again, soon (SIGUSR1, the ``reload`` plugin)."""
+        self.plugins: list[Plugin] = []
+        """All plugins of the configuration that is in force, in chain order."""
+        self.stopping = False
+        """The process is about to end."""
 
 
 async def _no_server(query: Query) -> Reply:
@@ -193,10 +209,10 @@ async def _no_server(query: Query) -> Reply:
 class Site:
     """Where a plugin stands: its server block and the process around it."""
 
-    def __init__(self, process: Process, keys: tuple[str, ...], zones: tuple[Name, ...], directory: str = ".") -> None:
+    def __init__(self, process: Process, zones: tuple[Name, ...], directory: str = ".", listens: tuple[str, ...] = ()):
         self.process = process
-        self.keys = keys
-        """The block's keys as written, expanded to one zone each (``example.org.:53``)."""
+        self.listens = listens
+        """``server`` metric labels of the block's keys before ``bind`` (``dns://:53``), in their order."""
         self.zones = zones
         """The block's zones, folded: the default scope of a plugin."""
         self.directory = directory
@@ -207,8 +223,8 @@ class Site:
         """The block's plugins by directive, complete once all are set up: look others up in ``start`` or later."""
         self.bind: tuple[str, ...] = ()
         """Addresses to listen on (the ``bind`` directive); empty = all."""
-        self.http: list[tuple[str, str, Responder]] = []
-        """HTTP paths to serve: (``host:port``, path, responder); add to it in ``setup``."""
+        self.http: list[HttpPath] = []
+        """HTTP paths to serve; add to it in ``setup``."""
         self.taken: set[tuple[Any, ...]] = set()
 
     @property
