@@ -1,0 +1,621 @@
+"""API objects trimmed to what DNS needs, and the five words in which a source of objects speaks to the index.
+
+Names, namespaces, hostnames and port names are lower-case bytes, as labels stand in a wire name; addresses are packed
+(4 or 16 octets).  What DNS does not need is never decoded: `msgspec` skips it.  The API writes ``podIP`` and
+``clusterIPs``, which no renaming rule gives, so every such field is named by hand; and it writes ``null`` for empty
+lists.
+
+Sources: Kubernetes API reference v1 (Service, Namespace, Pod) and discovery.k8s.io/v1 (EndpointSlice); the shapes of
+lists and watch events are those of "Kubernetes API Concepts".
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Callable, Iterable
+from functools import lru_cache
+from typing import Any, Final, Generic, TypeAlias, TypeVar
+
+import msgspec
+from msgspec import Raw, Struct, ValidationError, field
+
+from kdns import name as names
+from kdns.errors import KdnsError
+
+KINDS: Final = ("namespaces", "services", "endpointslices", "pods")
+"""The kinds of objects, by their plural in API paths."""
+
+SINGULAR: Final = {
+    "namespaces": "Namespace",
+    "services": "Service",
+    "endpointslices": "EndpointSlice",
+    "pods": "Pod",
+}
+"""Plural → what the API writes as ``kind``."""
+
+T = TypeVar("T")
+
+
+class ObjectError(KdnsError):
+    """An object, list or watch line that makes no sense; the message names the object as far as it can be known."""
+
+
+# --- objects ---------------------------------------------------------------------------------------------------------
+
+
+class Namespace(Struct, frozen=True, gc=False):
+    """That a namespace exists."""
+
+    name: bytes
+    namespace: bytes = b""
+    """Always empty: namespaces are in none."""
+
+
+class Port(Struct, frozen=True, gc=False):
+    """A port of a Service or of a slice's endpoints."""
+
+    name: bytes
+    """Empty: the port has no name."""
+    protocol: bytes
+    """``tcp``, ``udp`` or ``sctp``."""
+    number: int
+    """1 … 65535; 0 = all ports, so there is no SRV record."""
+
+
+class Service(Struct, frozen=True, gc=False):
+    """What DNS says about a Service."""
+
+    namespace: bytes
+    name: bytes
+    addresses: tuple[bytes, ...] = ()
+    """Cluster IPs in the order of ``clusterIPs``."""
+    ports: tuple[Port, ...] = ()
+    headless: bool = False
+    external: bytes | None = None
+    """Target of type ExternalName, as wire name in its own spelling; empty when it can be no CNAME target (an IP
+    address, or no name at all); None for every other type."""
+
+
+class EndpointSlice(Struct, frozen=True, gc=False):
+    """The ready endpoints of one slice.  The lists run in parallel; an address may appear more than once."""
+
+    namespace: bytes
+    name: bytes
+    service: bytes
+    """Name of the Service it belongs to (label ``kubernetes.io/service-name``); empty: none."""
+    width: int = 4
+    """Octets of one address: 4 or 16."""
+    addresses: bytes = b""
+    """Packed addresses one after the other."""
+    hostnames: bytes = b""
+    """Hostnames joined by NUL, an empty one where there is none; empty when no endpoint has one."""
+    pods: bytes = b""
+    """Pod names that can be labels, in the same form."""
+    ports: tuple[Port, ...] = ()
+    """Empty: the endpoints are reachable, but no port is known."""
+    changed: str = ""
+    """When the change happened that led to this version (RFC 3339), as the slice controller notes it; may be empty."""
+
+
+class Pod(Struct, frozen=True, gc=False):
+    """The addresses of a Pod."""
+
+    namespace: bytes
+    name: bytes
+    addresses: tuple[bytes, ...] = ()
+    """Of both families; empty when the Pod has none (yet), or has ended (phase Succeeded, Failed or Unknown)."""
+    labels: bytes = b""
+    """``metadata.labels`` as JSON text, decoded by `pod_labels` when somebody wants to see them; empty: none."""
+    terminating: bool = False
+    """Deletion has begun: a Pod that is known stays so until it is gone, one that is not known does not appear."""
+
+
+Object: TypeAlias = Namespace | Service | EndpointSlice | Pod
+
+
+class Endpoint(Struct, frozen=True, gc=False):
+    """One endpoint address, for `endpoint_slice`."""
+
+    address: bytes
+    hostname: bytes = b""
+    pod: bytes = b""
+
+
+def endpoint_slice(
+    namespace: bytes,
+    name: bytes,
+    service: bytes,
+    endpoints: Iterable[Endpoint],
+    ports: tuple[Port, ...] = (),
+    width: int = 4,
+    changed: str = "",
+) -> EndpointSlice:
+    """An EndpointSlice of ready endpoints; those with an address of another width are left out."""
+    kept = [endpoint for endpoint in endpoints if len(endpoint.address) == width]
+    return EndpointSlice(
+        namespace,
+        name,
+        service,
+        width,
+        b"".join([endpoint.address for endpoint in kept]),
+        _joined([endpoint.hostname for endpoint in kept]),
+        _joined([endpoint.pod for endpoint in kept]),
+        ports,
+        changed,
+    )
+
+
+def _joined(parts: list[bytes]) -> bytes:
+    return b"\0".join(parts) if any(parts) else b""
+
+
+def pod_labels(pod: Pod) -> dict[str, str]:
+    """The labels of a Pod; empty when they make no sense."""
+    try:
+        return msgspec.json.decode(pod.labels, type=dict[str, str] | None) or {} if pod.labels else {}
+    except msgspec.DecodeError:
+        return {}
+
+
+# --- the five words --------------------------------------------------------------------------------------------------
+
+
+class Init(Struct, frozen=True, gc=False):
+    """A whole list of this kind begins; what is known stays in force meanwhile."""
+
+    kind: str
+
+
+class InitApply(Struct, frozen=True, gc=False):
+    """One object of the list."""
+
+    kind: str
+    object: Object
+
+
+class InitDone(Struct, frozen=True, gc=False):
+    """The list is complete: what it did not have is gone."""
+
+    kind: str
+
+
+class Apply(Struct, frozen=True, gc=False):
+    """An object is new or has changed."""
+
+    kind: str
+    object: Object
+
+
+class Delete(Struct, frozen=True, gc=False):
+    """An object is gone."""
+
+    kind: str
+    namespace: bytes
+    name: bytes
+
+
+Event: TypeAlias = Init | InitApply | InitDone | Apply | Delete
+
+
+# --- what the API sends ----------------------------------------------------------------------------------------------
+
+
+class Status(Struct, frozen=True):
+    """Why the API server refuses: the object of an ERROR event, or the body of a failed request."""
+
+    code: int = 0
+    reason: str = ""
+    """``Expired``, ``Forbidden``, …"""
+    message: str = ""
+    retry_after: int = 0
+    """Seconds; 0 = not said."""
+
+
+class WatchEvent(Struct, frozen=True):
+    """One line of a watch."""
+
+    type: str
+    """ADDED, MODIFIED, DELETED, BOOKMARK or ERROR."""
+    object: Object | None = None
+    """For ADDED and MODIFIED."""
+    namespace: bytes = b""
+    name: bytes = b""
+    """Whose event it is; also for DELETED."""
+    resource_version: str = ""
+    initial_end: bool = False
+    """This bookmark ends the initial events of a streamed list."""
+    status: Status | None = None
+    """For ERROR."""
+
+
+class Page(Struct, frozen=True):
+    """One page of a list."""
+
+    objects: list[Object]
+    odd: list[str]
+    """Complaints about objects that were left out because they make no sense."""
+    resource_version: str
+    continue_: str
+    """Token for the next page; empty: this is the last."""
+
+
+class _SliceLabels(Struct, gc=False):
+    service: str | None = field(name="kubernetes.io/service-name", default=None)
+
+
+class _SliceAnnotations(Struct, gc=False):
+    changed: str | None = field(name="endpoints.kubernetes.io/last-change-trigger-time", default=None)
+
+
+class _Meta(Struct, gc=False):
+    name: str
+    namespace: str | None = None
+    resource_version: str | None = field(name="resourceVersion", default=None)
+
+
+class _SliceMeta(_Meta, gc=False):
+    labels: _SliceLabels | None = None
+    annotations: _SliceAnnotations | None = None
+
+
+class _PodMeta(_Meta, gc=False):
+    labels: Raw | None = None
+    deleted: str | None = field(name="deletionTimestamp", default=None)
+
+
+class _Namespace(Struct, gc=False):
+    metadata: _Meta
+    kind: str | None = None
+
+
+class _Port(Struct, frozen=True, gc=False):
+    name: str | None = None
+    protocol: str | None = None
+    port: int | None = None
+
+
+class _ServiceSpec(Struct, gc=False):
+    type: str | None = None
+    cluster_ip: str | None = field(name="clusterIP", default=None)
+    cluster_ips: list[str] | None = field(name="clusterIPs", default=None)
+    external_name: str | None = field(name="externalName", default=None)
+    ports: list[_Port] | None = None
+
+
+class _Service(Struct, gc=False):
+    metadata: _Meta
+    spec: _ServiceSpec
+    kind: str | None = None
+
+
+class _Conditions(Struct, gc=False):
+    ready: bool | None = None
+
+
+class _Target(Struct, gc=False):
+    name: str | None = None
+
+
+class _Endpoint(Struct, gc=False):
+    addresses: list[str] | None = None
+    conditions: _Conditions | None = None
+    hostname: str | None = None
+    target: _Target | None = field(name="targetRef", default=None)
+
+
+class _EndpointSlice(Struct, gc=False):
+    metadata: _SliceMeta
+    address_type: str = field(name="addressType")
+    endpoints: list[_Endpoint] | None = None
+    ports: list[_Port] | None = None
+    kind: str | None = None
+
+
+class _PodIP(Struct, gc=False):
+    ip: str | None = None
+
+
+class _PodStatus(Struct, gc=False):
+    phase: str | None = None
+    pod_ip: str | None = field(name="podIP", default=None)
+    pod_ips: list[_PodIP] | None = field(name="podIPs", default=None)
+
+
+class _Pod(Struct, gc=False):
+    metadata: _PodMeta
+    status: _PodStatus | None = None
+    kind: str | None = None
+
+
+# --- trimming --------------------------------------------------------------------------------------------------------
+
+_LABEL = re.compile(r"[!-\-/-~]{1,63}")
+_WIDTHS: Final = {"IPv4": 4, "IPv6": 16}
+_ENDED: Final = ("Succeeded", "Failed", "Unknown")
+
+
+# Cached, so that the few thousand namespaces and services that most objects name are one bytes object each.
+@lru_cache(8192)
+def _label(text: str) -> bytes:
+    """Text of one label → lower-case bytes; raises ValidationError."""
+    if not _LABEL.fullmatch(text):
+        raise ValidationError(f"{text!r} is not a domain-name label")
+    return text.lower().encode()
+
+
+def _label_or_none(text: str | None) -> bytes:
+    """As `_label`, but empty for what is no label."""
+    return text.lower().encode() if text and _LABEL.fullmatch(text) else b""
+
+
+def _address(text: str) -> bytes:
+    """Packed address, or empty for what is none."""
+    try:
+        return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
+    except (OSError, ValueError):
+        return b""
+
+
+def _ports(raw: list[_Port] | None) -> tuple[Port, ...]:
+    return _shared_ports(tuple(raw)) if raw else ()
+
+
+# Cached, so that equal port lists are one tuple.
+@lru_cache(4096)
+def _shared_ports(raw: tuple[_Port, ...]) -> tuple[Port, ...]:
+    return tuple(
+        Port(
+            (port.name or "").lower().encode(), (port.protocol or "TCP").lower().encode(), _port_number(port.port or 0)
+        )
+        for port in raw
+    )
+
+
+def _port_number(number: int) -> int:
+    if not 0 <= number <= 65535:
+        raise ValidationError(f"{number} is not a port number")
+    return number
+
+
+def _namespace(raw: _Namespace) -> Namespace:
+    return Namespace(_label(raw.metadata.name))
+
+
+def _service(raw: _Service) -> Service:
+    namespace, name = _label(raw.metadata.namespace or ""), _label(raw.metadata.name)
+    spec = raw.spec
+    ports = _ports(spec.ports)
+    if spec.type == "ExternalName":
+        return Service(namespace, name, (), ports, False, _external(spec.external_name or ""))
+    texts = spec.cluster_ips or [spec.cluster_ip or ""]
+    addresses = tuple(filter(None, map(_address, texts)))
+    return Service(namespace, name, addresses, ports, texts[0] == "None")
+
+
+def _external(text: str) -> bytes:
+    """Wire name of an ExternalName, relative to the root whether it ends with a dot or not."""
+    if not text or _address(text):
+        return b""
+    try:
+        return names.spell(text.removesuffix(".") + ".")
+    except names.BadName:
+        return b""
+
+
+def _slice(raw: _EndpointSlice) -> EndpointSlice:
+    meta = raw.metadata
+    service = meta.labels.service if meta.labels else None
+    changed = meta.annotations.changed if meta.annotations else None
+    width = _WIDTHS.get(raw.address_type, 0)
+    endpoints = _endpoints(raw.endpoints or []) if width else []
+    return endpoint_slice(
+        _label(meta.namespace or ""),
+        _own_name(meta.name),
+        _label(service) if service else b"",
+        endpoints,
+        _ports(raw.ports),
+        width or 4,
+        changed or "",
+    )
+
+
+def _endpoints(raw: list[_Endpoint]) -> list[Endpoint]:
+    """The addresses of the endpoints whose condition ``ready`` is true or not said."""
+    out: list[Endpoint] = []
+    for endpoint in raw:
+        if endpoint.conditions is not None and endpoint.conditions.ready is False:
+            continue
+        hostname = _label_or_none(endpoint.hostname)
+        pod = _label_or_none(endpoint.target.name) if endpoint.target else b""
+        addresses = filter(None, map(_address, endpoint.addresses or ()))
+        out.extend(Endpoint(address, hostname, pod) for address in addresses)
+    return out
+
+
+def _pod(raw: _Pod) -> Pod:
+    meta, status = raw.metadata, raw.status or _PodStatus()
+    texts = [ip.ip for ip in status.pod_ips or ()] + [status.pod_ip]
+    found = () if status.phase in _ENDED else filter(None, (_address(text) for text in texts if text))
+    return Pod(
+        _label(meta.namespace or ""),
+        _own_name(meta.name),
+        tuple(dict.fromkeys(found)),
+        bytes(meta.labels) if meta.labels is not None else b"",
+        bool(meta.deleted),
+    )
+
+
+def _own_name(text: str) -> bytes:
+    """The name of an object whose name is in no domain name."""
+    if not text:
+        raise ValidationError("the object has no name")
+    return text.encode()
+
+
+class _Codec(Generic[T]):
+    """How objects of one kind are read."""
+
+    def __init__(self, kind: str, raw: type[T], trim: Callable[[T], Object]) -> None:
+        self._kind = kind
+        self._decode = msgspec.json.Decoder(raw).decode
+        self._trim = trim
+
+    def __call__(self, data: bytes | Raw) -> tuple[Object, str]:
+        """Object and resource version; raises ObjectError that names the object."""
+        try:
+            raw: Any = self._decode(data)
+            if raw.kind and raw.kind != SINGULAR[self._kind]:
+                raise ValidationError(f"its kind is {raw.kind!r}")
+            return self._trim(raw), raw.metadata.resource_version or ""
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise ObjectError(f"{_who(self._kind, data)}: {error}") from None
+
+
+_CODECS: Final[dict[str, _Codec[Any]]] = {
+    "namespaces": _Codec("namespaces", _Namespace, _namespace),
+    "services": _Codec("services", _Service, _service),
+    "endpointslices": _Codec("endpointslices", _EndpointSlice, _slice),
+    "pods": _Codec("pods", _Pod, _pod),
+}
+
+
+class _Identified(Struct, gc=False):
+    metadata: _Meta
+
+
+_identify = msgspec.json.Decoder(_Identified).decode
+
+
+def _who(kind: str, data: bytes | Raw) -> str:
+    """The object's name for an error message."""
+    try:
+        meta = _identify(data).metadata
+    except (msgspec.DecodeError, RecursionError):
+        return f"{SINGULAR[kind]} without a name"
+    return f"{SINGULAR[kind]} {meta.namespace}/{meta.name}" if meta.namespace else f"{SINGULAR[kind]} {meta.name}"
+
+
+# --- decoding --------------------------------------------------------------------------------------------------------
+
+
+class _ListMeta(Struct, gc=False):
+    resource_version: str = field(name="resourceVersion")
+    continue_: str | None = field(name="continue", default=None)
+
+
+class _List(Struct):
+    metadata: _ListMeta
+    items: list[Raw] | None
+    kind: str | None = None
+
+
+_decode_list = msgspec.json.Decoder(_List).decode
+
+
+def decode_list(kind: str, data: bytes) -> Page:
+    """One page of a list from the API.
+
+    An object with a name but senseless content is left out and complained about in `Page.odd`.  Raises ObjectError for
+    what is no list of this kind at all: no ``items``, no resource version, items without a name, another kind.
+    """
+    try:
+        page = _decode_list(data)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ObjectError(f"list of {kind}: {error}") from None
+    if page.kind and page.kind != SINGULAR[kind] + "List":
+        raise ObjectError(f"list of {kind}: its kind is {page.kind!r}")
+    if not page.metadata.resource_version:
+        raise ObjectError(f"list of {kind}: it has no resource version")
+    decode = _CODECS[kind]
+    objects: list[Object] = []
+    odd: list[str] = []
+    for item in page.items or ():
+        try:
+            objects.append(decode(item)[0])
+        except ObjectError as error:
+            if str(error).startswith(f"{SINGULAR[kind]} without a name"):
+                raise ObjectError(f"list of {kind}: {error}") from None
+            odd.append(str(error))
+    return Page(objects, odd, page.metadata.resource_version, page.metadata.continue_ or "")
+
+
+class _Event(Struct):
+    type: str
+    object: Raw
+
+
+class _StatusDetails(Struct, gc=False):
+    retry_after: int | None = field(name="retryAfterSeconds", default=None)
+
+
+class _Status(Struct, gc=False):
+    code: int | None = None
+    reason: str | None = None
+    message: str | None = None
+    details: _StatusDetails | None = None
+
+
+class _BookmarkMeta(Struct, gc=False):
+    resource_version: str = field(name="resourceVersion")
+    annotations: dict[str, str] | None = None
+
+
+class _Bookmark(Struct, gc=False):
+    metadata: _BookmarkMeta
+
+
+_decode_event = msgspec.json.Decoder(_Event).decode
+_decode_status = msgspec.json.Decoder(_Status).decode
+_decode_bookmark = msgspec.json.Decoder(_Bookmark).decode
+
+
+def decode_event(kind: str, line: bytes) -> WatchEvent:
+    """One line of a watch of this kind; raises ObjectError for an unknown type and a senseless object."""
+    try:
+        event = _decode_event(line)
+        if event.type == "BOOKMARK":
+            return _bookmark(event.object)
+        if event.type == "ERROR":
+            return WatchEvent("ERROR", status=decode_status(event.object))
+        if event.type == "DELETED":
+            meta = _identify(event.object).metadata
+            own = (meta.namespace or "").encode(), _own_name(meta.name)
+            return WatchEvent("DELETED", None, *own, meta.resource_version or "")
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ObjectError(f"watch of {kind}: {error}") from None
+    if event.type not in ("ADDED", "MODIFIED"):
+        raise ObjectError(f"watch of {kind}: unknown event type {event.type!r}")
+    found, version = _CODECS[kind](event.object)
+    return WatchEvent(event.type, found, found.namespace, found.name, version)
+
+
+def _bookmark(data: Raw) -> WatchEvent:
+    meta = _decode_bookmark(data).metadata
+    ends = (meta.annotations or {}).get("k8s.io/initial-events-end") == "true"
+    return WatchEvent("BOOKMARK", resource_version=meta.resource_version, initial_end=ends)
+
+
+def decode_status(data: bytes | Raw) -> Status:
+    """The Status object in an ERROR event or in the body of a refusal; an empty Status when it is none."""
+    try:
+        raw = _decode_status(data)
+    except (msgspec.DecodeError, RecursionError):
+        return Status()
+    after = raw.details.retry_after if raw.details else None
+    return Status(raw.code or 0, raw.reason or "", raw.message or "", after or 0)
+
+
+def from_manifest(kind: str, manifest: dict[str, Any]) -> Object:
+    """An object out of a parsed YAML or JSON document; a missing namespace is ``default``.
+
+    Raises ObjectError that names the object.
+    """
+    meta = manifest.get("metadata")
+    if kind != "namespaces" and isinstance(meta, dict) and not meta.get("namespace"):
+        manifest = manifest | {"metadata": meta | {"namespace": "default"}}
+    try:
+        data = msgspec.json.encode(manifest)
+    except (TypeError, ValueError, msgspec.MsgspecError, RecursionError) as error:
+        raise ObjectError(f"{SINGULAR[kind]}: {error}") from None
+    return _CODECS[kind](data)[0]
