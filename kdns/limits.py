@@ -13,6 +13,8 @@ UDP_QUERY: Final = 4096
 """A UDP query that is read whole; no honest query comes near."""
 UDP_BATCH: Final = 64
 """Datagrams answered per wake-up of a socket, so that timers and other sockets get their turn."""
+UDP_LAST_BATCHES: Final = 64
+"""Batches still read from a socket that is about to be closed: more than its receive buffer holds."""
 EDNS_OPTIONS: Final = 64
 """EDNS options read in one OPT; a query with more is a FORMERR."""
 NAME_POINTERS: Final = 126
@@ -31,6 +33,16 @@ TCP_PIPELINE: Final = 128
 """Queries in work on one connection; then reading from it stops until one is answered."""
 TCP_IDLE: Final = 10.0
 """A connection without a whole query for so long is closed (CoreDNS: 10 s)."""
+TCP_READ: Final = 5.0
+"""A query that has begun to come must be whole within this time, however slowly its octets drip."""
+TCP_ACCEPT_QUEUE: Final = 1024
+"""Connections that the kernel holds for us until they are accepted."""
+TCP_ACCEPT_PAUSE: Final = 0.1
+"""Without file descriptors, accepting rests so long."""
+TCP_HANDSHAKES: Final = 512
+"""Accepted connections that are not open yet (TLS handshakes); then accepting waits."""
+TLS_HANDSHAKE: Final = 5.0
+"""A TLS handshake that takes longer is given up."""
 TCP_WRITE: Final = 5.0
 """A client that does not take its answers for so long is cut off (CoreDNS: 5 s)."""
 TCP_BACKLOG: Final = 65_536 * 2
@@ -59,6 +71,32 @@ HTTP_TIMEOUT: Final = 5.0
 
 # --- Corefile --------------------------------------------------------------------------------------------------------
 COREFILE_SIZE: Final = 4 * 2**20
-"""A Corefile with all that it imports."""
+"""Characters of a Corefile with all that it imports."""
+COREFILE_WORDS: Final = 100_000
+"""Words of a Corefile with all that it imports, counted as often as they are imported; keeps parsing under 0.1 s."""
+COREFILE_ZONES: Final = 10_000
+"""Zones of all server blocks, or of one directive, with networks expanded (one line may give 128)."""
+COREFILE_NESTING: Final = 16
+"""Blocks within blocks of a Corefile; no plugin takes more than two."""
+SNIPPET_IMPORTS: Final = 10_000
+"""Imports of snippets in one Corefile (CoreDNS: 10,000)."""
+FILE_IMPORTS: Final = 100_000
+"""Imports of files in one Corefile (CoreDNS: 100,000)."""
 REGEXP: Final = 10_000
 """Characters of one regular expression (CoreDNS: 10,000)."""
+
+# --- Kubernetes API (what is turned away: kdns_kubernetes_rejected_total{resource,reason}) ---------------------------
+API_HEAD: Final = 64 * 2**10
+"""The head of a response, and the head of a chunk."""
+API_LINE: Final = 4 * 2**20
+"""One line of a watch; etcd takes objects up to 1.5 MiB (``--max-request-bytes``)."""
+API_PAGE: Final = 8 * 2**20
+"""One page of a list; a larger one is asked for again with half as many objects."""
+API_LIST: Final = 1_000_000
+"""Objects of one list; Kubernetes is made for 150,000 Pods."""
+API_STATUS: Final = 64 * 2**10
+"""The body of a refusal that is read for its reason."""
+API_RETRY_AFTER: Final = 300
+"""The longest Retry-After that is waited for."""
+API_CREDENTIALS: Final = 2**20
+"""One token, certificate or key file, and what the child process says about a kubeconfig."""
