@@ -1,0 +1,402 @@
+"""Question bytes → reply bytes, as long as the lease holds.  Knows no DNS policy.
+
+The packet cache repeats what the chain answered before, patched for who asks now: the ID and the spelling of the
+question come from the asker's packet, ages and the order of addresses from the `message.Lease`.  A hit is one lookup
+and one concatenation.  What it has not seen in exactly this form, or cannot read, it leaves to the chain.
+
+Which packets are one question: those with the same octets but for the ID and the case of letters in the name.
+Cookies and padding (RFC 7873, RFC 7830) differ from query to query and change no answer: they are left out, the length
+of the packet stands for them.  Any other EDNS option, odd flags or counts: never stored, so never found.
+
+Room: a newcomer is young.  When the table is full the oldest young entry goes, unless it was asked for again, which
+makes it old; old ones go only when they, too, have not been asked for since the last look (second chance).  A flood of
+names that are asked once washes out other young entries, never those in use.
+
+Ageing: with ``lease.age`` every TTL counts down by one at each whole second before ``lease.until`` (at each whole
+second after `PacketCache.put` when that is `message.FOREVER`), just as the chain's own answer does that expires then.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+from math import floor
+from typing import Final, TypeAlias
+
+from kdns.message import AAAA, FOREVER, OPT, OPTION_COOKIE, OPTION_PADDING, TC, A, Duty, Fact, Lease
+from kdns.metrics import Metrics
+
+Key: TypeAlias = bytes | tuple[bytes, int]
+"""Scope and packet from the flags on, name folded; (the same up to the options of OPT, octets of the packet) for a
+packet with options."""
+
+_HEADER: Final = 12
+_POINTER: Final = 0xC0
+_OPT_HEAD: Final = b"\0\0\x29"
+_OPT_SIZE: Final = 11
+_IGNORED: Final = (OPTION_COOKIE, OPTION_PADDING)
+_PLAIN_COUNTS: Final = (b"\0\1\0\0\0\0\0\0", b"\0\1\0\0\0\0\0\1")
+_COUNTS: Final = struct.Struct(">HHH")
+_RECORD: Final = struct.Struct(">HHIH")
+_TTL: Final = struct.Struct(">I")
+_OVERHEAD: Final = 640
+"""Octets that Python takes for an entry beside its key and its reply (measured)."""
+_YOUNG_SHARE: Final = 10
+"""The young ones give way first as long as they are more than one in so many."""
+_CHANCES: Final = 32
+"""Old entries in use that one eviction passes over; then one goes anyway, so that no query waits for a long walk."""
+
+
+class Entry:
+    """One stored reply, in the pieces from which a hit is put together."""
+
+    __slots__ = (
+        "before", "born", "duties", "facts", "fresh", "head", "hits", "key", "newer", "octets", "older", "origin",
+        "paid", "plan", "rotate", "run", "seen", "tail", "turns", "until", "width", "young",
+    )  # fmt: skip
+
+    head: bytes
+    """Flags and counts."""
+    before: bytes
+    """With ``turns``: what stands before the run of addresses."""
+    run: bytes
+    """With ``turns``: the addresses, twice in a row; a rotation is a slice of it."""
+    turns: tuple[int, ...]
+    """Where in ``run`` the rotations begin; empty: nothing to rotate."""
+    width: int
+    """Octets of one rotation."""
+    tail: bytes
+    """What follows the question, or the run."""
+    fresh: float
+    """Until when these pieces are good; then `PacketCache._renew`."""
+    hits: int
+    paid: int
+    """``hits`` when the duties were last settled."""
+    seen: int
+    """``hits`` when eviction last looked."""
+    older: Entry
+    newer: Entry
+    key: Key
+    facts: tuple[Fact, ...]
+    duties: tuple[Duty, ...]
+    octets: tuple[int, int, int]
+    """Of the query, of the reply, and all that counts against the bound."""
+    until: float
+    origin: float
+    """TTLs count down at whole seconds before or after this moment."""
+    born: int
+    """Whole seconds from ``origin`` to when it was stored."""
+    rotate: bool
+    plan: Plan | None
+    """Made when the pieces are to be changed for the first time."""
+    young: bool
+
+
+class Plan:
+    """Where the changing parts of a reply are; offsets count from the end of the question."""
+
+    __slots__ = ("base", "run", "ttls")
+
+    def __init__(self, base: bytes, ttls: tuple[tuple[int, int], ...], run: tuple[int, ...]) -> None:
+        self.base = base
+        self.ttls = ttls
+        """(Offset, seconds when stored) of every TTL."""
+        self.run = run
+        """Start of each address of the answer and the end of the last; empty: nothing to rotate."""
+
+
+class Line:
+    """Entries in a doubly linked row, the oldest first."""
+
+    __slots__ = ("_end", "count")
+
+    def __init__(self) -> None:
+        self._end = Entry()
+        self._end.older = self._end.newer = self._end
+        self.count = 0
+
+    def append(self, entry: Entry) -> None:
+        """Put it at the newest end."""
+        end = self._end
+        entry.newer = end
+        entry.older = end.older
+        end.older.newer = entry
+        end.older = entry
+        self.count += 1
+
+    def remove(self, entry: Entry) -> None:
+        """Take it out, wherever it stands."""
+        entry.older.newer = entry.newer
+        entry.newer.older = entry.older
+        del entry.older, entry.newer
+        self.count -= 1
+
+    def oldest(self) -> Entry:
+        """The first in the row, which must not be empty."""
+        return self._end.newer
+
+
+class PacketCache:
+    """The table, bounded by entries and by octets.  Call it from one thread only.
+
+    ``scope`` tells apart what the packet does not: the listener and the transport.  All scopes of a table have the same
+    length.  ``now`` is in monotonic seconds, as ``lease.until`` is.
+    """
+
+    __slots__ = (
+        "_bytes", "_dropped", "_entries", "_evicted", "_hits", "_misses", "_old", "_standing", "_table", "_used",
+        "_young", "max_bytes", "max_entries",
+    )  # fmt: skip
+
+    def __init__(self, max_entries: int, max_bytes: int, metrics: Metrics) -> None:
+        self.max_entries, self.max_bytes = max_entries, max_bytes
+        self._table: dict[Key, Entry] = {}
+        self._standing: dict[Fact, set[Entry]] = {}
+        self._young, self._old = Line(), Line()
+        self._used = 0
+        name = "kdns_packetcache_"
+        self._hits = metrics.counter(name + "hits_total", "Queries answered from the packet cache.").cell()
+        self._misses = metrics.counter(name + "misses_total", "Queries that went to the chain.").cell()
+        self._entries = metrics.gauge(name + "entries", "Replies in the packet cache.").cell()
+        self._bytes = metrics.gauge(name + "bytes", "Memory that these replies take.").cell()
+        self._evicted = metrics.counter(name + "evictions_total", "Replies let go for want of room.").cell()
+        self._dropped = metrics.counter(name + "dropped_total", "Replies dropped because a fact changed.").cell()
+        metrics.before_scrape(self.settle)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def get(self, scope: bytes, packet: bytes, now: float) -> bytes | None:
+        """The whole reply to this packet, any packet; None: ask the chain."""
+        end = packet.find(0, _HEADER)
+        entry = self._table.get(scope + packet[2:end].lower() + packet[end:])
+        if entry is None:
+            entry = self._get_with_options(scope, packet, end)
+        if entry is None or (now >= entry.fresh and not self._renew(entry, now)):
+            self._misses.value += 1
+            return None
+        entry.hits = hits = entry.hits + 1
+        turns = entry.turns
+        if turns:
+            at = turns[hits % len(turns)]
+            run = entry.run[at : at + entry.width]
+            return packet[:2] + entry.head + packet[12 : end + 5] + entry.before + run + entry.tail
+        return packet[:2] + entry.head + packet[12 : end + 5] + entry.tail
+
+    def put(self, scope: bytes, packet: bytes, reply: bytes, lease: Lease, now: float) -> None:
+        """Keep the reply to a packet as long as its lease says.
+
+        The packet is one that was parsed without an error, and the reply repeats its question.  What cannot be found
+        again (see above) or would not be true when repeated is not kept: a truncated choice of addresses that rotate.
+        """
+        key = storage_key(scope, packet)
+        if key is None or lease.until <= now:
+            return
+        tail_at = packet.index(0, _HEADER) + 5
+        if reply[_HEADER:tail_at] != packet[_HEADER:tail_at]:
+            return
+        rotate = lease.rotate and reply[6:8] > b"\0\1"
+        if rotate and reply[2] & TC >> 8:
+            return
+        old = self._table.get(key)
+        if old is not None:
+            self._remove(old)
+        entry = Entry()
+        entry.key = key
+        entry.head, entry.tail = reply[2:_HEADER], reply[tail_at:]
+        entry.turns, entry.rotate, entry.plan = (), rotate, None
+        entry.facts, entry.duties = lease.facts, lease.duties
+        entry.hits = entry.paid = entry.seen = 0
+        entry.octets = (len(packet), len(reply), len(packet) + len(reply) + _OVERHEAD)
+        entry.until = lease.until
+        entry.fresh = 0.0 if rotate else lease.until
+        entry.origin = FOREVER
+        if lease.age:
+            entry.origin = now if lease.until == FOREVER else lease.until
+            entry.born = floor(now - entry.origin)
+            if not rotate:
+                entry.fresh = min(lease.until, entry.origin + entry.born + 1)
+        self._add(entry)
+
+    def forget(self, facts: Iterable[Fact]) -> None:
+        """Drop the replies that stand on one of these facts."""
+        for fact in facts:
+            for entry in list(self._standing.get(fact, ())):
+                self._remove(entry)
+                self._dropped.value += 1
+
+    def settle(self) -> None:
+        """Pay what is owed for all hits so far, so that every counter is up to date; runs before each scrape."""
+        self._entries.value = len(self._table)
+        self._bytes.value = self._used
+        for entry in self._table.values():
+            if entry.hits != entry.paid:
+                self._pay(entry)
+
+    def clear(self) -> None:
+        """Drop everything: the chain itself has changed."""
+        for entry in list(self._table.values()):
+            self._remove(entry)
+
+    # --- finding -----------------------------------------------------------------------------------------------------
+
+    def _get_with_options(self, scope: bytes, packet: bytes, end: int) -> Entry | None:
+        """The entry for a packet whose EDNS options do not matter; None when there are none, or others."""
+        if end < 0 or len(packet) <= end + 5 + _OPT_SIZE or not _options_ignored(packet, end + 5):
+            return None
+        return self._table.get((scope + packet[2:end].lower() + packet[end : end + 14], len(packet)))
+
+    def _renew(self, entry: Entry, now: float) -> bool:
+        """Make the pieces good for this second; False when the entry is of no more use and has gone."""
+        if now >= entry.until:
+            self._remove(entry)
+            return False
+        plan = entry.plan
+        if plan is None:
+            plan = entry.plan = make_plan(entry.head, entry.tail, entry.rotate)
+            if plan is None:
+                self._remove(entry)
+                return False
+        base = bytearray(plan.base)
+        if entry.origin != FOREVER:
+            ticks = floor(now - entry.origin)
+            for at, ttl in plan.ttls:
+                _TTL.pack_into(base, at, max(0, ttl - (ticks - entry.born)))
+            entry.fresh = min(entry.until, entry.origin + ticks + 1)
+        else:
+            entry.fresh = entry.until
+        if plan.run:
+            first, last = plan.run[0], plan.run[-1]
+            entry.before = bytes(base[:first])
+            entry.run = bytes(base[first:last]) * 2
+            entry.width = last - first
+            entry.turns = tuple(start - first for start in plan.run[:-1])
+            entry.tail = bytes(base[last:])
+        else:
+            entry.tail = bytes(base)
+        return True
+
+    # --- keeping -----------------------------------------------------------------------------------------------------
+
+    def _add(self, entry: Entry) -> None:
+        self._table[entry.key] = entry
+        for fact in entry.facts:
+            standing = self._standing.get(fact)
+            if standing is None:
+                self._standing[fact] = {entry}
+            else:
+                standing.add(entry)
+        entry.young = True
+        self._young.append(entry)
+        self._used += entry.octets[2]
+        while len(self._table) > self.max_entries or self._used > self.max_bytes:
+            self._evict()
+
+    def _remove(self, entry: Entry) -> None:
+        del self._table[entry.key]
+        for fact in entry.facts:
+            standing = self._standing.get(fact)
+            if standing is not None:
+                standing.discard(entry)
+                if not standing:
+                    del self._standing[fact]
+        (self._young if entry.young else self._old).remove(entry)
+        self._used -= entry.octets[2]
+        self._pay(entry)
+
+    def _evict(self) -> None:
+        """Let one entry go: see "Room" above."""
+        chances = _CHANCES
+        while True:
+            young = self._young.count * _YOUNG_SHARE > len(self._table) or not self._old.count
+            line = self._young if young else self._old
+            entry = line.oldest()
+            if entry.hits == entry.seen or not chances:
+                break
+            line.remove(entry)
+            entry.seen, entry.young = entry.hits, False
+            self._old.append(entry)
+            chances -= not young
+        self._remove(entry)
+        self._evicted.value += 1
+
+    def _pay(self, entry: Entry) -> None:
+        """Settle the duties of one entry."""
+        replays = entry.hits - entry.paid
+        if replays:
+            entry.paid = entry.hits
+            self._hits.value += replays
+            query_octets, reply_octets, _ = entry.octets
+            for duty in entry.duties:
+                duty(replays, query_octets, reply_octets)
+
+
+def storage_key(scope: bytes, packet: bytes) -> Key | None:
+    """Under what the reply to a packet is kept; None when `PacketCache.get` could not find it again for sure.
+
+    The key is unambiguous although flags, counts and length octets are folded together with the letters: in a stored
+    packet none of them is a letter in either case, so only a packet with the same ones folds to the same key.
+    """
+    end = packet.find(0, _HEADER)
+    if len(packet) < end + 5 or packet[2] > 1 or packet[3] & ~0x30 or packet[4:12] not in _PLAIN_COUNTS:
+        return None
+    at = _HEADER
+    while at < end:
+        at += 1 + packet[at]
+    if at != end:  # a zero octet inside a label
+        return None
+    plain = scope + packet[2:end].lower() + packet[end:]
+    rest = len(packet) - end - 5
+    if not packet[11]:
+        return None if rest else plain
+    if rest == _OPT_SIZE and packet[end + 5 : end + 8] == _OPT_HEAD and packet[-2:] == b"\0\0":
+        return plain
+    if rest > _OPT_SIZE and _options_ignored(packet, end + 5):
+        return scope + packet[2:end].lower() + packet[end : end + 14], len(packet)
+    return None
+
+
+def _options_ignored(packet: bytes, at: int) -> bool:
+    """Whether the OPT record at ``at`` ends the packet and holds nothing but a cookie and padding."""
+    if packet[at : at + 3] != _OPT_HEAD or int.from_bytes(packet[at + 9 : at + 11], "big") != len(packet) - at - 11:
+        return False
+    at += _OPT_SIZE
+    for _ in _IGNORED:
+        if int.from_bytes(packet[at : at + 2], "big") not in _IGNORED:
+            return False
+        at += 4 + int.from_bytes(packet[at + 2 : at + 4], "big")
+        if at >= len(packet):
+            return at == len(packet)
+    return False
+
+
+def make_plan(head: bytes, tail: bytes, rotate: bool) -> Plan | None:
+    """Find the TTLs and the addresses in a reply that ``wire`` packed.
+
+    None: the addresses should rotate and cannot, because they do not stand together under one name.
+    """
+    answers, authority, additional = _COUNTS.unpack_from(head, 4)
+    ttls: list[tuple[int, int]] = []
+    addresses: list[int] = []
+    end = at = 0
+    together = True
+    for number in range(answers + authority + additional):
+        start = at
+        while 0 < tail[at] < _POINTER:
+            at += 1 + tail[at]
+        at += 2 if tail[at] else 1
+        type_, _, ttl, size = _RECORD.unpack_from(tail, at)
+        if type_ != OPT:
+            ttls.append((at + 4, ttl))
+        at += _RECORD.size + size
+        if rotate and number < answers and type_ in (A, AAAA):
+            # A pointer before the run stays true wherever the record moves; a name written out would be moved away
+            # under the pointers of the others.
+            together &= tail[start] >= _POINTER and (
+                not addresses or (start == end and tail[start : start + 2] == tail[addresses[0] : addresses[0] + 2])
+            )
+            addresses.append(start)
+            end = at
+    if len(addresses) < 2:
+        return Plan(tail, tuple(ttls), ())
+    return Plan(tail, tuple(ttls), (*addresses, end)) if together else None

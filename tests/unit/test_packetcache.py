@@ -1,0 +1,585 @@
+"""The packet cache: what it repeats, for how long, patched how, within which bounds."""
+
+from __future__ import annotations
+
+import random
+import struct
+
+import dns.edns
+import dns.flags
+import dns.message
+import dns.rrset
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from kdns.message import FOREVER, Duty, Fact, Lease
+from kdns.metrics import Metrics
+from kdns.packetcache import PacketCache, storage_key
+
+UDP, TCP = b"u1", b"t1"
+ALWAYS = Lease(until=FOREVER)
+
+
+@pytest.fixture
+def metrics() -> Metrics:
+    return Metrics()
+
+
+@pytest.fixture
+def cache(metrics: Metrics) -> PacketCache:
+    return PacketCache(1000, 2**20, metrics)
+
+
+def question(
+    name: str = "web.default.svc.cluster.local.",
+    rdtype: str = "A",
+    *,
+    id: int = 1,
+    edns: int | None = None,
+    options: tuple[dns.edns.Option, ...] = (),
+    flags: int = dns.flags.RD,
+) -> bytes:
+    message = dns.message.make_query(
+        name, rdtype, id=id, use_edns=False if edns is None else 0, payload=edns or 1232, options=list(options)
+    )
+    message.flags = dns.flags.Flag(flags)
+    return message.to_wire()
+
+
+def answer(packet: bytes, *records: str, tc: bool = False, authority: tuple[str, ...] = ()) -> bytes:
+    query = dns.message.from_wire(packet)
+    reply = dns.message.make_response(query, recursion_available=True)
+    reply.answer = [dns.rrset.from_text(*line.split(" ", 4)) for line in records]
+    reply.authority = [dns.rrset.from_text(*line.split(" ", 4)) for line in authority]
+    if tc:
+        reply.flags |= dns.flags.TC
+    return reply.to_wire()
+
+
+def web(*addresses: str, ttl: int = 30) -> tuple[str, ...]:
+    return tuple(f"web.default.svc.cluster.local. {ttl} IN A {address}" for address in addresses)
+
+
+def addresses(reply: bytes | None) -> list[str]:
+    assert reply is not None
+    return [
+        item.to_text()
+        for rrset in dns.message.from_wire(reply, one_rr_per_rrset=True).answer
+        for item in rrset
+        if rrset.rdtype in (1, 28)
+    ]
+
+
+def ttls(reply: bytes | None) -> list[int]:
+    assert reply is not None
+    message = dns.message.from_wire(reply, one_rr_per_rrset=True)
+    return [rrset.ttl for section in (message.answer, message.authority, message.additional) for rrset in section]
+
+
+def value(metrics: Metrics, name: str) -> float:
+    metrics.settle()
+    cells = [family for family in metrics._families.values() if family.name == f"kdns_packetcache_{name}"]
+    return float(cells[0].cell().value)
+
+
+def stored(cache: PacketCache, packet: bytes, lease: Lease = ALWAYS, now: float = 0.0) -> bytes:
+    reply = answer(packet, *web("10.0.0.1"))
+    cache.put(UDP, packet, reply, lease, now)
+    return reply
+
+
+# --- what is one question --------------------------------------------------------------------------------------------
+
+
+def test_a_hit_carries_the_askers_id_and_spelling(cache: PacketCache) -> None:
+    stored(cache, question(id=7))
+    packet = question("WEB.Default.svc.clusteR.local.", id=0xBEEF)
+    reply = cache.get(UDP, packet, 1.0)
+    assert reply == answer(packet, *web("10.0.0.1"))
+    assert b"WEB" in reply
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        question("web2.default.svc.cluster.local."),
+        question(rdtype="AAAA"),
+        question(flags=0),
+        question(flags=dns.flags.RD | dns.flags.CD),
+        question(flags=dns.flags.RD | dns.flags.AD),
+        question(edns=1232),
+        question()[:-2] + b"\0\3",
+        question()[:-1],
+        question() + b"\0",
+        question()[:20],
+        b"",
+        b"\0",
+        b"\0" * 12,
+    ],
+)
+def test_other_questions_miss(cache: PacketCache, other: bytes) -> None:
+    stored(cache, question())
+    assert cache.get(UDP, other, 1.0) is None
+
+
+def test_the_scope_tells_listeners_and_transports_apart(cache: PacketCache) -> None:
+    stored(cache, question())
+    assert cache.get(TCP, question(), 1.0) is None
+
+
+def test_edns_sizes_and_the_do_bit_are_kept_apart(cache: PacketCache) -> None:
+    stored(cache, question(edns=1232))
+    assert cache.get(UDP, question(edns=1232, id=9), 1.0)
+    assert cache.get(UDP, question(edns=4096), 1.0) is None
+    do = bytearray(question(edns=1232))
+    do[-4] |= 0x80
+    assert cache.get(UDP, bytes(do), 1.0) is None
+
+
+def cookie(data: bytes) -> dns.edns.Option:
+    return dns.edns.GenericOption(10, data)
+
+
+def padding(octets: int) -> dns.edns.Option:
+    return dns.edns.GenericOption(12, bytes(octets))
+
+
+def test_cookies_and_padding_are_ignored_but_not_the_length(cache: PacketCache) -> None:
+    packet = question(edns=1232, options=(cookie(b"12345678"),))
+    stored(cache, packet)
+    other = question("WEB.default.svc.cluster.local.", id=3, edns=1232, options=(cookie(b"abcdefgh"),))
+    assert cache.get(UDP, other, 1.0) == answer(other, *web("10.0.0.1"))
+    padded = question(edns=1232, options=(padding(8),))
+    assert len(padded) == len(packet)
+    assert cache.get(UDP, padded, 1.0)
+    assert cache.get(UDP, question(edns=1232, options=(cookie(b"abcdefgh0123456"),)), 1.0) is None
+    assert cache.get(UDP, question(edns=1232), 1.0) is None
+    assert cache.get(UDP, question(edns=512, options=(cookie(b"abcdefgh"),)), 1.0) is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (dns.edns.GenericOption(3, b""),),
+        (dns.edns.GenericOption(8, b"\0\1\x18\0\1\2\3"),),
+        (cookie(b"12345678"), dns.edns.GenericOption(3, b"")),
+        (padding(1), padding(1), padding(1)),
+    ],
+)
+def test_other_options_are_never_stored(cache: PacketCache, options: tuple[dns.edns.Option, ...]) -> None:
+    packet = question(edns=1232, options=options)
+    stored(cache, packet)
+    assert len(cache) == 0
+    assert cache.get(UDP, packet, 1.0) is None
+
+
+def test_lying_option_lengths_miss(cache: PacketCache) -> None:
+    packet = question(edns=1232, options=(cookie(b"12345678"),))
+    stored(cache, packet)
+    at = len(packet) - 14
+    assert packet[at : at + 2] == b"\0\x0c"
+    for length, option_length in ((12, 9), (12, 7), (11, 8), (13, 8), (0, 8)):
+        lying = packet[:at] + struct.pack(">HHH", length, 10, option_length) + packet[at + 6 :]
+        assert cache.get(UDP, lying, 1.0) is None
+        assert storage_key(UDP, lying) is None
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [0x8100, 0x0500, 0x0300, 0x0180, 0x0140, 0x0101, 0x1100, 0x2800],
+    ids="QR AA TC RA Z rcode opcode2 op5".split(),
+)
+def test_odd_flags_are_never_stored(flags: int) -> None:
+    packet = question()
+    assert storage_key(UDP, packet[:2] + flags.to_bytes(2, "big") + packet[4:]) is None
+
+
+@pytest.mark.parametrize("counts", [(0, 0, 0, 0), (2, 0, 0, 0), (1, 1, 0, 0), (1, 0, 1, 0), (1, 0, 0, 2), (1, 0, 0, 1)])
+def test_odd_counts_are_never_stored(counts: tuple[int, ...]) -> None:
+    packet = question()
+    assert storage_key(UDP, packet[:4] + struct.pack(">HHHH", *counts) + packet[12:]) is None
+
+
+@pytest.mark.parametrize("size", range(17))
+def test_stumps_are_never_stored(size: int) -> None:
+    assert storage_key(UDP, question()[:size]) is None
+
+
+def test_a_zero_octet_inside_a_label_is_never_stored() -> None:
+    # The name "\0aaaa.": its zero octet could hide type and class from the key.
+    packet = question("x.")[:12] + b"\5\0aaaa\0" + b"\0\1\0\1"
+    assert storage_key(UDP, packet) is None
+    # The same with what looks like an OPT record of padding inside the name.
+    inside = b"\0\0\1\0\1" + b"\0\0\x29\4\xd0\0\0\0\0\0\x0b\0\x0c\0\7"
+    packet = question("x.")[:11] + b"\1" + bytes((len(inside),)) + inside + b"\0\0\1\0\1"
+    assert storage_key(UDP, packet) is None
+
+
+octets = st.binary(max_size=60)
+plain = st.builds(
+    lambda labels, type_, flags, id_: (
+        struct.pack(">HHHHHH", id_, flags, 1, 0, 0, 0)
+        + b"".join(bytes((len(label),)) + label for label in labels)
+        + b"\0"
+        + struct.pack(">HH", type_, 1)
+    ),
+    st.lists(st.text("abABx-", min_size=1, max_size=3).map(str.encode), max_size=3),
+    st.sampled_from([1, 28, 0x41, 0x61]),
+    st.sampled_from([0, 0x100, 0x110, 0x4100, 0x6100, 0x0141, 0x0161]),
+    st.integers(0, 1),
+)
+
+
+def canonical(packet: bytes) -> bytes:
+    return packet[2:12] + packet[12:-4].lower() + packet[-4:]
+
+
+@given(plain, plain)
+def test_keys_are_equal_exactly_for_the_same_question(one: bytes, two: bytes) -> None:
+    key = storage_key(UDP, one)
+    if key is None:
+        assert int.from_bytes(one[2:4], "big") & ~0x0130
+        return
+    cache = PacketCache(10, 10_000, Metrics())
+    cache.put(UDP, one, one, ALWAYS, 0.0)
+    assert (cache.get(UDP, two, 0.0) is not None) == (canonical(one) == canonical(two))
+
+
+@given(octets)
+def test_no_octets_make_it_raise(packet: bytes) -> None:
+    cache = PacketCache(10, 10_000, Metrics())
+    stored(cache, question())
+    assert cache.get(UDP, packet, 0.0) is None
+    storage_key(UDP, packet)
+
+
+# --- for how long ----------------------------------------------------------------------------------------------------
+
+
+def test_until(cache: PacketCache) -> None:
+    stored(cache, question(), Lease(until=10.0), now=5.0)
+    assert cache.get(UDP, question(), 9.999)
+    assert cache.get(UDP, question(), 10.0) is None
+    assert len(cache) == 0
+
+
+def test_no_lease_is_not_stored(cache: PacketCache) -> None:
+    stored(cache, question(), Lease(), now=5.0)
+    stored(cache, question(), Lease(until=5.0), now=5.0)
+    assert len(cache) == 0
+
+
+def test_a_reply_to_something_else_is_not_stored(cache: PacketCache) -> None:
+    cache.put(UDP, question(), answer(question("other.")), ALWAYS, 0.0)
+    assert len(cache) == 0
+
+
+def test_ttls_stay_without_age(cache: PacketCache) -> None:
+    stored(cache, question(), Lease(until=100.0))
+    assert ttls(cache.get(UDP, question(), 99.0)) == [30]
+
+
+def test_ttls_count_down_at_whole_seconds_before_until(cache: PacketCache) -> None:
+    packet = question(edns=1232)
+    soa = ("cluster.local. 30 IN SOA ns. host. 1 2 3 4 5",)
+    cache.put(UDP, packet, answer(packet, *web("10.0.0.1"), authority=soa), Lease(until=30.25, age=True), 0.5)
+    for now, left in ((0.5, 30), (1.24, 30), (1.25, 29), (1.3, 29), (2.25, 28), (20.0, 11), (29.25, 1), (30.2, 1)):
+        reply = cache.get(UDP, packet, now)
+        assert ttls(reply) == [left, left], now
+        assert reply and dns.message.from_wire(reply).edns == 0
+    assert cache.get(UDP, packet, 30.25) is None
+
+
+def test_ttls_count_down_from_when_it_was_stored_when_there_is_no_end(cache: PacketCache) -> None:
+    stored(cache, question(), Lease(until=FOREVER, age=True), now=5.5)
+    assert [ttls(cache.get(UDP, question(), now))[0] for now in (5.6, 6.49, 6.5, 7.0, 34.5, 35.5, 99.0)] == [
+        30, 30, 29, 29, 1, 0, 0,
+    ]  # fmt: skip
+
+
+def test_a_later_reply_replaces_an_earlier_one(cache: PacketCache) -> None:
+    stored(cache, question())
+    packet = question(id=5)
+    cache.put(UDP, packet, answer(packet, *web("10.0.0.2")), ALWAYS, 1.0)
+    assert len(cache) == 1
+    assert addresses(cache.get(UDP, packet, 2.0)) == ["10.0.0.2"]
+
+
+def test_clear(cache: PacketCache) -> None:
+    stored(cache, question())
+    cache.clear()
+    assert len(cache) == 0
+    assert cache.get(UDP, question(), 1.0) is None
+
+
+# --- rotation --------------------------------------------------------------------------------------------------------
+
+ROTATE = Lease(until=100.0, rotate=True)
+FOUR = ("10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4")
+
+
+def test_addresses_rotate(cache: PacketCache) -> None:
+    cache.put(UDP, question(), answer(question(), *web(*FOUR)), ROTATE, 0.0)
+    replies = [addresses(cache.get(UDP, question(), 1.0)) for _ in range(8)]
+    assert sorted(reply[0] for reply in replies) == sorted(FOUR * 2)
+    for reply in replies:
+        at = FOUR.index(reply[0])
+        assert tuple(reply) == FOUR[at:] + FOUR[:at]
+
+
+def test_order_stays_without_rotate(cache: PacketCache) -> None:
+    cache.put(UDP, question(), answer(question(), *web(*FOUR)), ALWAYS, 0.0)
+    assert {tuple(addresses(cache.get(UDP, question(), 1.0))) for _ in range(8)} == {FOUR}
+
+
+def test_rotated_addresses_age_and_everything_else_keeps_its_place(cache: PacketCache) -> None:
+    packet = question("alias.example.", edns=1232)
+    reply = answer(
+        packet,
+        "alias.example. 30 IN CNAME web.example.",
+        "web.example. 30 IN A 10.0.0.1",
+        "web.example. 30 IN A 10.0.0.2",
+        "web.example. 30 IN AAAA fd00::1",
+        authority=("example. 30 IN NS ns.example.",),
+    )
+    cache.put(UDP, packet, reply, Lease(until=30.0, rotate=True, age=True), 0.0)
+    firsts = set()
+    for _ in range(3):
+        message = dns.message.from_wire(cache.get(UDP, packet, 2.5) or b"", one_rr_per_rrset=True)
+        assert message.answer[0].to_text() == "alias.example. 28 IN CNAME web.example."
+        assert {(r.name.to_text(), r.ttl) for r in message.answer[1:]} == {("web.example.", 28)}
+        assert sorted(r[0].to_text() for r in message.answer[1:]) == ["10.0.0.1", "10.0.0.2", "fd00::1"]
+        assert message.authority[0].to_text() == "example. 28 IN NS ns.example."
+        assert message.edns == 0
+        firsts.add(message.answer[1][0].to_text())
+    assert len(firsts) == 3
+    assert ttls(cache.get(UDP, packet, 3.0)) == [27] * 5
+
+
+def test_one_address_behind_an_alias_has_nothing_to_rotate(cache: PacketCache) -> None:
+    packet = question("alias.example.")
+    reply = answer(packet, "alias.example. 30 IN CNAME web.example.", "web.example. 30 IN A 10.0.0.1")
+    cache.put(UDP, packet, reply, ROTATE, 0.0)
+    assert [cache.get(UDP, packet, 1.0) for _ in range(3)] == [reply] * 3
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        # The name of the first address is written out, the second points to it.
+        ("other.name. 30 IN A 10.0.0.1", "other.name. 30 IN A 10.0.0.2"),
+        # Two names.
+        ("web.example. 30 IN A 10.0.0.1", "a.web.example. 30 IN A 10.0.0.2"),
+        # Something between.
+        ("web.example. 30 IN A 10.0.0.1", "web.example. 30 IN TXT x", "web.example. 30 IN A 10.0.0.2"),
+    ],
+)
+def test_addresses_that_cannot_rotate_are_left_to_the_chain(cache: PacketCache, records: tuple[str, ...]) -> None:
+    packet = question("web.example.")
+    cache.put(UDP, packet, answer(packet, *records), ROTATE, 0.0)
+    assert cache.get(UDP, packet, 1.0) is None
+    assert len(cache) == 0
+
+
+def test_a_truncated_choice_is_left_to_the_chain(cache: PacketCache) -> None:
+    cache.put(UDP, question(), answer(question(), *web(*FOUR), tc=True), ROTATE, 0.0)
+    assert len(cache) == 0
+    cache.put(UDP, question(), answer(question(), *web(*FOUR), tc=True), ALWAYS, 0.0)
+    assert len(cache) == 1
+
+
+# --- facts -----------------------------------------------------------------------------------------------------------
+
+
+def test_forget_drops_exactly_what_stands_on_a_fact(cache: PacketCache, metrics: Metrics) -> None:
+    names = [f"n{number}.example." for number in range(60)]
+    stands_on: dict[str, tuple[Fact, ...]] = {
+        name: tuple({b"svc/%d" % (number % 7), b"ns/%d" % (number % 3)}) for number, name in enumerate(names)
+    }
+    for name, facts in stands_on.items():
+        stored(cache, question(name), Lease(until=FOREVER, facts=facts))
+    dropped = [b"svc/3", b"ns/1", b"svc/nobody"]
+    cache.forget(dropped)
+    left = {name for name in names if cache.get(UDP, question(name), 1.0)}
+    assert left == {name for name, facts in stands_on.items() if not set(facts) & set(dropped)}
+    assert value(metrics, "dropped_total") == len(names) - len(left) > 0
+    cache.forget(b"ns/%d" % number for number in range(3))
+    assert len(cache) == 0
+    assert not cache._standing
+
+
+def test_facts_are_forgotten_with_their_entries() -> None:
+    cache = PacketCache(10, 2**20, Metrics())
+    for number in range(50):
+        stored(cache, question(f"n{number}."), Lease(until=10.0, facts=(b"f%d" % number, b"all")))
+    assert len(cache) == 10
+    assert len(cache._standing) == 11
+    cache.get(UDP, question("n49."), 11.0)
+    assert b"f49" not in cache._standing
+    stored(cache, question("n48."), Lease(until=10.0))
+    assert b"f48" not in cache._standing
+    assert len(cache._standing) == 9
+
+
+# --- what is owed ----------------------------------------------------------------------------------------------------
+
+
+def test_duties_are_settled_once_for_each_replay(cache: PacketCache, metrics: Metrics) -> None:
+    owed: list[tuple[int, int, int]] = []
+    other: list[int] = []
+    duties: tuple[Duty, ...] = (lambda *octets: owed.append(octets), lambda n, q, r: other.append(n))
+    lease = Lease(until=10.0, facts=(b"f",), duties=duties)
+    packet = question()
+
+    def hits(count: int) -> None:
+        for _ in range(count):
+            assert cache.get(UDP, packet, 1.0)
+
+    reply = stored(cache, packet, lease)
+    octets = (len(packet), len(reply))
+    hits(3)
+    assert owed == []
+    cache.settle()
+    cache.settle()
+    assert owed.pop() == (3, *octets) and not owed
+    hits(2)
+    metrics.settle()
+    assert owed.pop() == (2, *octets)
+    hits(1)
+    stored(cache, packet, lease)  # replaced
+    assert owed.pop() == (1, *octets)
+    hits(4)
+    cache.forget([b"f"])
+    assert owed.pop() == (4, *octets)
+    stored(cache, packet, lease)
+    hits(5)
+    cache.get(UDP, packet, 10.0)  # expired
+    assert owed.pop() == (5, *octets)
+    stored(cache, packet, lease)
+    hits(6)
+    cache.clear()
+    assert owed.pop() == (6, *octets)
+    assert not owed
+    assert sum(other) == 21
+    assert value(metrics, "hits_total") == 21
+    assert value(metrics, "misses_total") == 1
+
+
+def test_duties_are_settled_on_eviction() -> None:
+    owed: list[int] = []
+    cache = PacketCache(1, 2**20, Metrics())
+    lease = Lease(until=10.0, duties=(lambda n, q, r: owed.append(n),))
+    stored(cache, question("a."), lease)
+    assert cache.get(UDP, question("a."), 1.0)
+    stored(cache, question("b."), lease)
+    stored(cache, question("c."), lease)
+    cache.settle()
+    assert owed == [1]
+
+
+# --- room ------------------------------------------------------------------------------------------------------------
+
+
+def test_bounded_by_entries() -> None:
+    metrics = Metrics()
+    cache = PacketCache(100, 2**20, metrics)
+    for number in range(1000):
+        stored(cache, question(f"n{number}."))
+        assert len(cache) <= 100
+    assert value(metrics, "entries") == 100
+    assert value(metrics, "evictions_total") == 900
+
+
+def test_bounded_by_octets() -> None:
+    metrics = Metrics()
+    cache = PacketCache(10**6, 100_000, metrics)
+    for number in range(1000):
+        stored(cache, question(f"n{number}."))
+    assert 50 < len(cache) < 200
+    assert 90_000 < value(metrics, "bytes") <= 100_000
+    cache.clear()
+    assert value(metrics, "bytes") == 0
+    big = PacketCache(10, 1000, metrics)
+    stored(big, question())
+    big.put(UDP, question("big."), answer(question("big."), *["big. 30 IN TXT " + "x" * 250] * 9), ALWAYS, 0.0)
+    assert len(big) == 0
+
+
+def test_a_flood_of_names_asked_once_does_not_push_out_those_in_use() -> None:
+    cache = PacketCache(200, 2**20, Metrics())
+    hot = [question(f"hot{number}.") for number in range(100)]
+    for packet in hot:
+        stored(cache, packet)
+        assert cache.get(UDP, packet, 1.0)
+    for number in range(5000):
+        stored(cache, question(f"n{number}."))
+        if number % 1000 == 999:
+            assert all(cache.get(UDP, packet, 1.0) for packet in hot)
+
+
+def test_names_that_are_asked_no_more_make_room() -> None:
+    cache = PacketCache(100, 2**20, Metrics())
+
+    def use(prefix: str) -> list[bytes]:
+        packets = [question(f"{prefix}{number}.") for number in range(100)]
+        for _ in range(6):
+            for packet in packets:
+                if cache.get(UDP, packet, 1.0) is None:
+                    stored(cache, packet)
+                    cache.get(UDP, packet, 1.0)
+        return packets
+
+    use("early")
+    late = use("late")
+    assert sum(cache.get(UDP, packet, 1.0) is not None for packet in late) >= 90
+
+
+def test_when_all_are_in_use_one_goes_nevertheless() -> None:
+    cache = PacketCache(100, 2**20, Metrics())
+    packets = [question(f"n{number}.") for number in range(300)]
+    for packet in packets:
+        stored(cache, packet)
+        for other in packets:
+            cache.get(UDP, other, 1.0)
+    assert len(cache) == 100
+
+
+def test_random_use_agrees_with_a_model() -> None:
+    random_ = random.Random(4)
+    metrics = Metrics()
+    cache = PacketCache(40, 2**20, metrics)
+    names = [f"n{number}." for number in range(60)]
+    model: dict[str, tuple[bytes, float, bytes]] = {}
+    owed: dict[str, int] = dict.fromkeys(names, 0)
+    hits = 0
+    now = 0.0
+    for step in range(6000):
+        now += random_.random() / 50
+        name = random_.choice(names)
+        packet = question(name, id=step)
+        reply = cache.get(UDP, packet, now)
+        if reply is not None:
+            hits += 1
+            owed[name] -= 1
+            expected, until, _ = model[name]
+            assert reply == packet[:2] + expected[2:] and now < until
+        elif random_.random() < 0.7:
+            expected = answer(packet, f"{name} 30 IN A 10.0.0.{step % 250}")
+            fact = b"f%d" % random_.randrange(20)
+
+            def duty(replays: int, query: int, answered: int, name: str = name) -> None:
+                owed[name] += replays
+
+            model[name] = (expected, now + 5, fact)
+            cache.put(UDP, packet, expected, Lease(until=now + 5, facts=(fact,), duties=(duty,)), now)
+        if random_.random() < 0.05:
+            fact = b"f%d" % random_.randrange(20)
+            cache.forget([fact])
+            for name in [name for name in model if model[name][2] == fact]:
+                del model[name]
+    cache.settle()
+    assert set(owed.values()) == {0}
+    assert value(metrics, "hits_total") == hits > 1000
+    lines = (cache._young, cache._old)
+    assert sum(line.count for line in lines) == len(cache) <= 40
