@@ -100,3 +100,13 @@ API_RETRY_AFTER: Final = 300
 """The longest Retry-After that is waited for."""
 API_CREDENTIALS: Final = 2**20
 """One token, certificate or key file, and what the child process says about a kubeconfig."""
+
+# --- life of the process ---------------------------------------------------------------------------------------------
+GRACE: Final = 5.0
+"""When the process ends, queries in work have so long to be answered (CoreDNS: 5 s)."""
+RETIRE: Final = 6.0
+"""After a reload, queries that began on the old chains have so long before what only those used is let go."""
+RETIRING: Final = 4
+"""Old configurations kept for their last queries at once; one more lets the oldest go."""
+PLUGIN_START: Final = 30.0
+"""A plugin that does not start within this time refuses its configuration."""

@@ -128,6 +128,11 @@ def emit(level: str, text: str) -> None:
         _sink.write(f"[{level}] {clean(text)}")
 
 
+def line(text: str) -> None:
+    """One line as it is: the process's first lines, and the query log's."""
+    _sink.write(clean(text))
+
+
 class Logger:
     """Writes lines that begin with ``[LEVEL] plugin/NAME: ``."""
 

@@ -212,7 +212,8 @@ class Site:
     def __init__(self, process: Process, zones: tuple[Name, ...], directory: str = ".", listens: tuple[str, ...] = ()):
         self.process = process
         self.listens = listens
-        """``server`` metric labels of the block's keys before ``bind`` (``dns://:53``), in their order."""
+        """``server`` metric labels of the block's listeners (``dns://:53``), the first key's first; final once all
+        plugins are set up, when ``bind`` has been seen."""
         self.zones = zones
         """The block's zones, folded: the default scope of a plugin."""
         self.directory = directory
@@ -223,6 +224,8 @@ class Site:
         """The block's plugins by directive, complete once all are set up: look others up in ``start`` or later."""
         self.bind: tuple[str, ...] = ()
         """Addresses to listen on (the ``bind`` directive); empty = all."""
+        self.tls: ssl.SSLContext | None = None
+        """For the block's encrypted listeners (the ``tls`` directive)."""
         self.http: list[HttpPath] = []
         """HTTP paths to serve; add to it in ``setup``."""
         self.taken: set[tuple[Any, ...]] = set()

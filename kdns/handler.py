@@ -1,0 +1,183 @@
+"""The one road of a query: packet in, packet out, for every transport.
+
+::
+
+    packet ─ parse_query ─ route (longest zone) ─ chain ─ pack_reply ─ packet cache ─ packet
+               │ None, or an error's bytes    │ none: REFUSED
+
+A listener asks the packet cache first and comes here on a miss.  `Handler.handle` runs the road at once as far as it
+goes without waiting; only a chain that waits for something becomes a task (see `Handler.finish`).
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Coroutine, Generator, Mapping
+from typing import Any, Final, TypeAlias
+
+import msgspec
+
+from kdns import limits
+from kdns.log import Logger
+from kdns.message import DS, IN, REFUSED, SERVFAIL, Listener, Query, Reply, failure
+from kdns.name import ROOT, Name, parent
+from kdns.packetcache import PacketCache
+from kdns.plugin import Next, Process
+from kdns.querymetrics import NO_ZONE, QueryMetrics
+from kdns.wire import pack_reply, parse_query, reply_limit
+
+Answering: TypeAlias = Coroutine[Any, Any, bytes | None]
+
+_NO_BLOCK: Final = Reply(REFUSED)
+
+
+class Waiting(msgspec.Struct, frozen=True):
+    """A query whose chain waits for something: give it to `Handler.finish`."""
+
+    answering: Answering
+    future: Any
+    """What the chain waits for."""
+
+
+class Routes(msgspec.Struct, frozen=True):
+    """Who answers what, on one listening address; replaced as a whole by a reload."""
+
+    chains: Mapping[Name, Next | None]
+    """Zone → its server block's chain; None: a block without plugins, which refuses."""
+    any_class: bool
+    """Whether classes other than IN reach the chains."""
+
+    def find(self, name: Name, kind: int) -> Next | None:
+        """The chain of the longest zone that ``name`` is in; None refuses.
+
+        A DS record belongs to the parent zone (RFC 4035 section 3.1.4.1): it is asked of the longest zone strictly
+        above the name, and of the name's own only when there is none but the root.
+        """
+        if kind != DS:
+            return self._longest(name)
+        above = self._longest(parent(name), without=ROOT)
+        return above or self._longest(name)
+
+    def _longest(self, name: Name, without: Name | None = None) -> Next | None:
+        chains = self.chains
+        at = 0
+        while True:
+            zone = name[at:]
+            if zone in chains and zone != without:
+                return chains[zone]
+            length = zone[0]
+            if not length:
+                return None
+            at += 1 + length
+
+
+class Handler:
+    """Answers the queries of one listening address."""
+
+    def __init__(self, process: Process, packets: PacketCache, routes: Routes) -> None:
+        self.routes = routes
+        """Swap it to reload: queries in work finish on the chains that they began with."""
+        self.in_flight = 0
+        """Queries of this address that wait for something."""
+        self._process = process
+        self._packets = packets
+        self._facts = process.facts
+        self._now = process.now
+        self._metrics = QueryMetrics(process.metrics)
+        self._panics = process.metrics.counter(
+            "coredns_panics_total", "A metrics that counts the number of panics."
+        ).cell()
+        self._shed = process.metrics.counter(
+            "kdns_shed_total", "Queries answered SERVFAIL because too many were waiting."
+        ).cell()
+        self._log = Logger("")
+
+    def handle(self, packet: bytes, peer: tuple[str, int], listener: Listener, scope: bytes) -> bytes | Waiting | None:
+        """Answer one packet: the reply's bytes, None to stay silent, or Waiting.
+
+        ``scope`` tells listeners and transports apart in the packet cache; empty = do not use it.  Never raises.
+        """
+        query = parse_query(packet, peer, listener)
+        if not isinstance(query, Query):
+            return query
+        answering = self._answer(query, packet, scope)
+        try:
+            future = answering.send(None)
+        except StopIteration as done:
+            result: bytes | None = done.value
+            return result
+        if self.in_flight >= limits.IN_FLIGHT:
+            answering.close()
+            self._shed.value += 1
+            return pack_reply(query, Reply(SERVFAIL), reply_limit(query, _NO_BLOCK))
+        return Waiting(answering, future)
+
+    async def finish(self, waiting: Waiting, send: Callable[[bytes], None]) -> None:
+        """Run the rest of a query that waits, and ``send`` its reply if there is one.  Make it a task."""
+        self.in_flight += 1
+        try:
+            reply = await _resume(waiting.answering, waiting.future)
+        finally:
+            self.in_flight -= 1
+        if reply is not None:
+            send(reply)
+
+    async def resolve(self, query: Query) -> Reply:
+        """Route a query and ask its chain.  Never raises; a query of kdns to itself comes in here."""
+        if query.depth > limits.CHASE_DEPTH:
+            return failure(SERVFAIL, "too many CNAME chases")
+        routes = self.routes
+        if query.klass != IN and not routes.any_class:
+            return self._refuse(query)
+        chain = routes.find(query.name, query.type)
+        if chain is None:
+            return self._refuse(query)
+        try:
+            return await chain(query)
+        except Exception as error:  # noqa: BLE001 - a plugin's bug costs one answer, never the process
+            self._panics.value += 1
+            self._log.error(f'Recovered from panic in server: "{query.listener.server}" {error!r}')
+            report = self._metrics.tally(query, NO_ZONE, SERVFAIL, "").sent
+            return Reply(SERVFAIL, report=report)
+
+    def _refuse(self, query: Query) -> Reply:
+        return Reply(REFUSED, report=self._metrics.tally(query, NO_ZONE, REFUSED, "").sent)
+
+    async def _answer(self, query: Query, packet: bytes, scope: bytes) -> bytes | None:
+        started = self._now()
+        epoch = self._facts.epoch
+        reply = await self.resolve(query)
+        if reply.drop:
+            return None
+        packed = pack_reply(query, reply, reply_limit(query, reply))
+        now = self._now()
+        lease = reply.lease
+        report = reply.report
+        if report is not None:
+            report(1, query.size, len(packed), now - started)
+        if lease.until > now and scope and (epoch == self._facts.epoch or not lease.facts):
+            if report is not None:
+                lease = msgspec.structs.replace(lease, duties=(*lease.duties, _replays(report)))
+            self._packets.put(scope, packet, packed, lease, now)
+        return packed
+
+
+def _replays(report: Callable[[int, int, int, float], None]) -> Callable[[int, int, int], None]:
+    """A Duty that counts replays, which take no time worth a bucket."""
+    return lambda times, query_octets, reply_octets: report(times, query_octets, reply_octets, 0.0)
+
+
+@types.coroutine
+def _resume(answering: Answering, future: Any) -> Generator[Any, Any, bytes | None]:
+    """Await a coroutine that was stepped by hand until it waited for ``future``."""
+    try:
+        while True:
+            try:
+                value = yield future
+            except BaseException as error:  # noqa: BLE001 - whatever the loop throws in belongs to the coroutine
+                future = answering.throw(error)
+            else:
+                future = answering.send(value)
+    except StopIteration as done:
+        result: bytes | None = done.value
+        return result

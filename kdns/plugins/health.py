@@ -1,0 +1,107 @@
+"""health: tell over HTTP that the process is alive.
+
+``health [ADDRESS] { lameduck DURATION }``
+
+``GET /health`` on ADDRESS (default ``:8080``) answers 200 ``OK`` as long as the process runs, whatever its backends
+do.  ``lameduck``: when the process is told to stop it goes on answering, DNS and health, for DURATION (Go syntax)
+before it closes its sockets, so that those who still send here are answered.  A request to itself each second
+measures how busy the process is.
+
+Metrics: ``coredns_health_request_duration_seconds``, ``coredns_health_request_failures_total``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from typing import Final
+
+from kdns import limits
+from kdns.corefile import Directive
+from kdns.plugin import HttpPath, Plugin, Site
+from kdns.values import listen_address
+
+_DEFAULT: Final = ":8080"
+_EVERY: Final = 1.0
+_TIMEOUT: Final = 3.0
+_BUCKETS: Final = tuple(0.00025 * 10**n for n in range(5))
+
+
+class Health(Plugin):
+    """Answers ``/health`` and keeps the process alive for a while when it is told to stop."""
+
+    name = "health"
+    handles = False
+
+    def __init__(self, site: Site, address: str, lameduck: float) -> None:
+        self._address = address
+        self._url = f"http://{address}/health"
+        self._lameduck = lameduck
+        self._now = site.now
+        self._log = site.logger(self.name)
+        self._durations = site.metrics.histogram(
+            "coredns_health_request_duration_seconds",
+            "Histogram of the time (in seconds) each request took.",
+            _BUCKETS,
+        ).cell()
+        self._failures = site.metrics.counter(
+            "coredns_health_request_failures_total", "The number of times the health check failed."
+        ).cell()
+        self._task: asyncio.Task[None] | None = None
+        site.http.append(HttpPath(address, "/health", lambda target: (200, "text/plain; charset=utf-8", b"OK")))
+
+    @classmethod
+    def setup(cls, uses: Sequence[Directive], site: Site) -> Plugin:
+        """``health [ADDRESS] { lameduck DURATION }``; the last of several wins, as in CoreDNS."""
+        address, lameduck = _DEFAULT, 0.0
+        for use in uses:
+            address = use.optional(_DEFAULT)
+            use.listen_address(address)
+            for option in use.options("lameduck"):
+                lameduck = option.duration(option.arg())
+        return cls(site, address, lameduck)
+
+    async def start(self) -> None:
+        """Begin to measure."""
+        self._task = asyncio.create_task(self._measure())
+
+    async def drain(self) -> None:
+        """Lameduck: the process answers on for a while."""
+        if self._lameduck:
+            self._log.info(f"Going into lameduck mode for {self._lameduck:g}s")
+            await asyncio.sleep(self._lameduck)
+
+    async def stop(self) -> None:
+        """Measure no more."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _measure(self) -> None:
+        while True:
+            await asyncio.sleep(_EVERY)
+            began = self._now()
+            problem = ""
+            try:
+                async with asyncio.timeout(_TIMEOUT):
+                    await self._request()
+            except (OSError, TimeoutError) as error:
+                problem = str(error) or "time-out"
+            elapsed = self._now() - began
+            self._durations.observe(elapsed)
+            if problem:
+                self._failures.value += 1
+                self._log.warning(f'Local health request to "{self._url}" failed: {problem}')
+            elif elapsed > 1.0:
+                self._log.warning(f'Local health request to "{self._url}" took more than 1s: {elapsed:.3f}s')
+
+    async def _request(self) -> None:
+        host, port = listen_address(self._address)
+        reader, writer = await asyncio.open_connection(host or "localhost", port)
+        try:
+            writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            await reader.read(limits.HTTP_HEAD)
+        finally:
+            writer.close()
