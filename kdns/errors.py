@@ -7,6 +7,7 @@
      ├─ BadRdata             record data that is not of its type               (rdata)
      ├─ FormatError          a packet that breaks the protocol                 (wire)
      ├─ BadZone              a master file that cannot be served               (zonefile)
+     ├─ BadValue             a word of a Corefile that is not of its grammar   (values)
      ├─ CorefileError        a Corefile that cannot be served; knows file:line (corefile)
      ├─ ObjectError          an API object or manifest that makes no sense     (cluster.objects)
      ├─ ApiError             the API server did not give what was asked        (cluster.api)

@@ -10,7 +10,6 @@ Length octets are at most 63 and so never look like letters: ``bytes.lower`` fol
 from __future__ import annotations
 
 import ipaddress
-import socket
 from collections.abc import Iterable
 from typing import TypeAlias
 
@@ -223,11 +222,19 @@ def reverse_address(name: Name) -> bytes | None:
 
 
 def pack_address(text: str) -> bytes:
-    """IPv4 or IPv6 address text → 4 or 16 octets; raises BadName.  Stricter than ``inet_aton``: no short forms."""
+    """IPv4 or IPv6 address text → 4 or 16 octets; raises BadName.  No short forms, no zones, no leading zeros."""
     try:
-        return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
-    except (OSError, ValueError):
-        raise BadName(f"{text!r} is not an IP address") from None
+        if ":" in text:
+            return ipaddress.IPv6Address(text).packed if "%" not in text else _no_address(text)
+        address = bytes(map(int, text.split(".")))
+    except ValueError:
+        return _no_address(text)
+    # int() takes signs, blanks and leading zeros: only what reads back the same is an address.
+    return address if len(address) == 4 and "%d.%d.%d.%d" % tuple(address) == text else _no_address(text)
+
+
+def _no_address(text: str) -> bytes:
+    raise BadName(f"{text!r} is not an IP address")
 
 
 def address_text(address: bytes) -> str:

@@ -123,6 +123,11 @@ class Server:
             http.close()
         self.process.warehouse.keep_only(set())
 
+    @property
+    def ports(self) -> list[int]:
+        """The ports that DNS is served on, for who asked for port 0, which means any."""
+        return [serving.listeners[0].sock.getsockname()[1] for serving in self._endpoints.values()]
+
     def banner(self) -> list[str]:
         """CoreDNS's first lines: which zones are served where."""
         lines: list[str] = []
