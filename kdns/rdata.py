@@ -99,17 +99,17 @@ def from_text(type: int, text: str, origin: Name = ROOT) -> bytes:
     Relative names are completed with ``origin``; parentheses and comments may occur.  Any type may be written as
     RFC 3597 has it.  Raises BadRdata.
     """
-    tokens = _Tokens(text, origin)
     try:
+        tokens = _Tokens(text, origin)
         if tokens.peek() == "\\#":
             rdata = _generic(tokens)
             if type in _FIELDS:
                 _show(type, rdata)
         elif type in _FIELDS:
-            rdata = b"".join(field.read(tokens) for field in _FIELDS[type])
+            rdata = b"".join([field.read(tokens) for field in _FIELDS[type]])
+            tokens.end()
         else:
-            return _dnspython_from_text(type, text, origin)
-        tokens.end()
+            rdata = _dnspython_from_text(type, text, origin)
     except (BadName, BadRdata, IndexError, UnicodeEncodeError, struct.error) as error:
         raise BadRdata(f"{type_text(type)} {text!r}: {error}") from None
     if len(rdata) > 0xFFFF:
@@ -356,7 +356,8 @@ _FIELDS: Final[dict[int, tuple[_Field, ...]]] = {
     SPF: (_STRINGS,),
     HINFO: (_STRING, _STRING),
     CAA: (_U8, _TAG, _VALUE),
-}
+    _MINFO: (_NAME, _NAME),
+} | dict.fromkeys((_MD, _MF, _MB, _MG, _MR), (_NAME,))
 
 
 # --- other types, through dnspython ----------------------------------------------------------------------------------
@@ -374,7 +375,7 @@ def _dnspython_from_text(type: int, text: str, origin: Name) -> bytes:
         rdata = dns.rdata.from_text(IN, RdataType.make(type), text, origin=base, relativize=False)
         return rdata.to_generic().data
     except (dns.exception.DNSException, ValueError, struct.error) as error:
-        raise BadRdata(f"{type_text(type)} {text!r}: {error}") from None
+        raise BadRdata(str(error)) from None
 
 
 def _dnspython_to_text(type: int, rdata: bytes) -> str:
@@ -384,6 +385,6 @@ def _dnspython_to_text(type: int, rdata: bytes) -> str:
     from dns.rdatatype import RdataType
 
     try:
-        return dns.rdata.from_wire(IN, RdataType.make(type), rdata, 0, len(rdata)).to_text()
+        return dns.rdata.from_wire(IN, RdataType.make(type), rdata, 0, len(rdata)).to_text().rstrip()
     except (dns.exception.DNSException, ValueError):
         return _hex(rdata)
