@@ -1,9 +1,7 @@
 """API objects trimmed to what DNS needs, and the five words in which a source of objects speaks to the index.
 
 Names, namespaces, hostnames and port names are lower-case bytes, as labels stand in a wire name; addresses are packed
-(4 or 16 octets).  What DNS does not need is never decoded: `msgspec` skips it.  The API writes ``podIP`` and
-``clusterIPs``, which no renaming rule gives, so every such field is named by hand; and it writes ``null`` for empty
-lists.
+(4 or 16 octets).  What DNS does not need is never decoded (see `shapes`).
 
 Sources: Kubernetes API reference v1 (Service, Namespace, Pod) and discovery.k8s.io/v1 (EndpointSlice); the shapes of
 lists and watch events are those of "Kubernetes API Concepts".
@@ -12,15 +10,15 @@ lists and watch events are those of "Kubernetes API Concepts".
 from __future__ import annotations
 
 import re
-import socket
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
 import msgspec
-from msgspec import Raw, Struct, ValidationError, field
+from msgspec import Raw, Struct, ValidationError
 
 from kdns import name as names
+from kdns.cluster import shapes
 from kdns.errors import KdnsError
 
 KINDS: Final = ("namespaces", "services", "endpointslices", "pods")
@@ -240,94 +238,6 @@ class Page(Struct, frozen=True):
     """Token for the next page; empty: this is the last."""
 
 
-class _SliceLabels(Struct, gc=False):
-    service: str | None = field(name="kubernetes.io/service-name", default=None)
-
-
-class _SliceAnnotations(Struct, gc=False):
-    changed: str | None = field(name="endpoints.kubernetes.io/last-change-trigger-time", default=None)
-
-
-class _Meta(Struct, gc=False):
-    name: str
-    namespace: str | None = None
-    resource_version: str | None = field(name="resourceVersion", default=None)
-
-
-class _SliceMeta(_Meta, gc=False):
-    labels: _SliceLabels | None = None
-    annotations: _SliceAnnotations | None = None
-
-
-class _PodMeta(_Meta, gc=False):
-    labels: Raw | None = None
-    deleted: str | None = field(name="deletionTimestamp", default=None)
-
-
-class _Namespace(Struct, gc=False):
-    metadata: _Meta
-    kind: str | None = None
-
-
-class _Port(Struct, frozen=True, gc=False):
-    name: str | None = None
-    protocol: str | None = None
-    port: int | None = None
-
-
-class _ServiceSpec(Struct, gc=False):
-    type: str | None = None
-    cluster_ip: str | None = field(name="clusterIP", default=None)
-    cluster_ips: list[str] | None = field(name="clusterIPs", default=None)
-    external_name: str | None = field(name="externalName", default=None)
-    ports: list[_Port] | None = None
-
-
-class _Service(Struct, gc=False):
-    metadata: _Meta
-    spec: _ServiceSpec
-    kind: str | None = None
-
-
-class _Conditions(Struct, gc=False):
-    ready: bool | None = None
-
-
-class _Target(Struct, gc=False):
-    name: str | None = None
-
-
-class _Endpoint(Struct, gc=False):
-    addresses: list[str] | None = None
-    conditions: _Conditions | None = None
-    hostname: str | None = None
-    target: _Target | None = field(name="targetRef", default=None)
-
-
-class _EndpointSlice(Struct, gc=False):
-    metadata: _SliceMeta
-    address_type: str = field(name="addressType")
-    endpoints: list[_Endpoint] | None = None
-    ports: list[_Port] | None = None
-    kind: str | None = None
-
-
-class _PodIP(Struct, gc=False):
-    ip: str | None = None
-
-
-class _PodStatus(Struct, gc=False):
-    phase: str | None = None
-    pod_ip: str | None = field(name="podIP", default=None)
-    pod_ips: list[_PodIP] | None = field(name="podIPs", default=None)
-
-
-class _Pod(Struct, gc=False):
-    metadata: _PodMeta
-    status: _PodStatus | None = None
-    kind: str | None = None
-
-
 # --- trimming --------------------------------------------------------------------------------------------------------
 
 _LABEL = re.compile(r"[!-\-/-~]{1,63}")
@@ -352,18 +262,18 @@ def _label_or_none(text: str | None) -> bytes:
 def _address(text: str) -> bytes:
     """Packed address, or empty for what is none."""
     try:
-        return socket.inet_pton(socket.AF_INET6 if ":" in text else socket.AF_INET, text)
-    except (OSError, ValueError):
+        return names.pack_address(text)
+    except names.BadName:
         return b""
 
 
-def _ports(raw: list[_Port] | None) -> tuple[Port, ...]:
+def _ports(raw: list[shapes.Port] | None) -> tuple[Port, ...]:
     return _shared_ports(tuple(raw)) if raw else ()
 
 
 # Cached, so that equal port lists are one tuple.
 @lru_cache(4096)
-def _shared_ports(raw: tuple[_Port, ...]) -> tuple[Port, ...]:
+def _shared_ports(raw: tuple[shapes.Port, ...]) -> tuple[Port, ...]:
     return tuple(
         Port(
             (port.name or "").lower().encode(), (port.protocol or "TCP").lower().encode(), _port_number(port.port or 0)
@@ -378,11 +288,11 @@ def _port_number(number: int) -> int:
     return number
 
 
-def _namespace(raw: _Namespace) -> Namespace:
+def _namespace(raw: shapes.Namespace) -> Namespace:
     return Namespace(_label(raw.metadata.name))
 
 
-def _service(raw: _Service) -> Service:
+def _service(raw: shapes.Service) -> Service:
     namespace, name = _label(raw.metadata.namespace or ""), _label(raw.metadata.name)
     spec = raw.spec
     ports = _ports(spec.ports)
@@ -403,7 +313,7 @@ def _external(text: str) -> bytes:
         return b""
 
 
-def _slice(raw: _EndpointSlice) -> EndpointSlice:
+def _slice(raw: shapes.EndpointSlice) -> EndpointSlice:
     meta = raw.metadata
     service = meta.labels.service if meta.labels else None
     changed = meta.annotations.changed if meta.annotations else None
@@ -420,7 +330,7 @@ def _slice(raw: _EndpointSlice) -> EndpointSlice:
     )
 
 
-def _endpoints(raw: list[_Endpoint]) -> list[Endpoint]:
+def _endpoints(raw: list[shapes.Endpoint]) -> list[Endpoint]:
     """The addresses of the endpoints whose condition ``ready`` is true or not said."""
     out: list[Endpoint] = []
     for endpoint in raw:
@@ -433,8 +343,8 @@ def _endpoints(raw: list[_Endpoint]) -> list[Endpoint]:
     return out
 
 
-def _pod(raw: _Pod) -> Pod:
-    meta, status = raw.metadata, raw.status or _PodStatus()
+def _pod(raw: shapes.Pod) -> Pod:
+    meta, status = raw.metadata, raw.status or shapes.PodStatus()
     texts = [ip.ip for ip in status.pod_ips or ()] + [status.pod_ip]
     found = () if status.phase in _ENDED else filter(None, (_address(text) for text in texts if text))
     return Pod(
@@ -473,18 +383,14 @@ class _Codec(Generic[T]):
 
 
 _CODECS: Final[dict[str, _Codec[Any]]] = {
-    "namespaces": _Codec("namespaces", _Namespace, _namespace),
-    "services": _Codec("services", _Service, _service),
-    "endpointslices": _Codec("endpointslices", _EndpointSlice, _slice),
-    "pods": _Codec("pods", _Pod, _pod),
+    "namespaces": _Codec("namespaces", shapes.Namespace, _namespace),
+    "services": _Codec("services", shapes.Service, _service),
+    "endpointslices": _Codec("endpointslices", shapes.EndpointSlice, _slice),
+    "pods": _Codec("pods", shapes.Pod, _pod),
 }
 
 
-class _Identified(Struct, gc=False):
-    metadata: _Meta
-
-
-_identify = msgspec.json.Decoder(_Identified).decode
+_identify = msgspec.json.Decoder(shapes.Identified).decode
 
 
 def _who(kind: str, data: bytes | Raw) -> str:
@@ -499,18 +405,7 @@ def _who(kind: str, data: bytes | Raw) -> str:
 # --- decoding --------------------------------------------------------------------------------------------------------
 
 
-class _ListMeta(Struct, gc=False):
-    resource_version: str = field(name="resourceVersion")
-    continue_: str | None = field(name="continue", default=None)
-
-
-class _List(Struct):
-    metadata: _ListMeta
-    items: list[Raw] | None
-    kind: str | None = None
-
-
-_decode_list = msgspec.json.Decoder(_List).decode
+_decode_list = msgspec.json.Decoder(shapes.List).decode
 
 
 def decode_list(kind: str, data: bytes) -> Page:
@@ -540,34 +435,9 @@ def decode_list(kind: str, data: bytes) -> Page:
     return Page(objects, odd, page.metadata.resource_version, page.metadata.continue_ or "")
 
 
-class _Event(Struct):
-    type: str
-    object: Raw
-
-
-class _StatusDetails(Struct, gc=False):
-    retry_after: int | None = field(name="retryAfterSeconds", default=None)
-
-
-class _Status(Struct, gc=False):
-    code: int | None = None
-    reason: str | None = None
-    message: str | None = None
-    details: _StatusDetails | None = None
-
-
-class _BookmarkMeta(Struct, gc=False):
-    resource_version: str = field(name="resourceVersion")
-    annotations: dict[str, str] | None = None
-
-
-class _Bookmark(Struct, gc=False):
-    metadata: _BookmarkMeta
-
-
-_decode_event = msgspec.json.Decoder(_Event).decode
-_decode_status = msgspec.json.Decoder(_Status).decode
-_decode_bookmark = msgspec.json.Decoder(_Bookmark).decode
+_decode_event = msgspec.json.Decoder(shapes.Event).decode
+_decode_status = msgspec.json.Decoder(shapes.Status).decode
+_decode_bookmark = msgspec.json.Decoder(shapes.Bookmark).decode
 
 
 def decode_event(kind: str, line: bytes) -> WatchEvent:

@@ -1,0 +1,444 @@
+"""The index of cluster objects: every change goes in place and says which facts it touched.
+
+Facts, as leases carry them (`message.Fact`); KEY is the wire labels ``<service><namespace>`` with their length octets:
+
+=================  ====================================================================================
+``ns/`` label      whether this namespace is there (the label with its length octet)
+``svc/`` KEY       the Service object: its kind, cluster IPs, ports, external name
+``eps/`` KEY       the ready endpoints of all slices of the Service
+``ip/`` address    what a reverse lookup of the packed address says
+``pod/`` address   which Pods have the packed address
+=================  ====================================================================================
+
+A fact is touched when an answer that stands on it may have changed, also when its object appears or goes; status noise
+touches none.  Kinds come in streams of their own, so a slice may precede its Service.
+
+A whole list (Init … InitDone) is compared with what is known: new objects are served at once, changes and losses take
+force together when the list is complete.  So nothing that exists throughout ever vanishes, not even an endpoint that
+has moved from one slice to another, and a list that breaks off changes nothing for the worse.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from itertools import repeat
+from typing import Any, Generic, TypeVar
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from kdns.cluster.objects import (
+    Apply,
+    Delete,
+    EndpointSlice,
+    Event,
+    Init,
+    InitApply,
+    Namespace,
+    Object,
+    Pod,
+    Port,
+    Service,
+)
+from kdns.message import Fact
+
+T = TypeVar("T")
+
+
+class Slice(Struct, frozen=True, gc=False):
+    """The ready endpoints of one slice, as the index keeps them; fields as in `objects.EndpointSlice`."""
+
+    key: bytes
+    width: int
+    addresses: bytes
+    hostnames: bytes
+    pods: bytes
+    ports: tuple[Port, ...]
+
+    def each(self) -> list[bytes]:
+        """The packed addresses."""
+        width, packed = self.width, self.addresses
+        return [packed[at : at + width] for at in range(0, len(packed), width)]
+
+    def endpoints(self) -> list[tuple[bytes, bytes, bytes]]:
+        """(address, hostname, pod name) of each endpoint; hostname and pod name may be empty."""
+        hostnames: Iterable[bytes] = self.hostnames.split(b"\0") if self.hostnames else repeat(b"")
+        pods: Iterable[bytes] = self.pods.split(b"\0") if self.pods else repeat(b"")
+        return list(zip(self.each(), hostnames, pods, strict=False))
+
+    def has(self, address: bytes) -> bool:
+        """Whether it holds this address."""
+        width, at = self.width, -1
+        if len(address) == width:
+            while (at := self.addresses.find(address, at + 1)) >= 0:
+                if not at % width:
+                    return True
+        return False
+
+
+class Entry(Struct, gc=False):
+    """All that is known under the name of one Service."""
+
+    key: bytes
+    service: Service | None = None
+    """None: there are slices for it, but the Service itself is not (yet) there."""
+    slices: tuple[Slice, ...] = ()
+
+    @property
+    def ready(self) -> bool:
+        """Whether it has a ready endpoint."""
+        return any(part.addresses for part in self.slices)
+
+
+def entry_key(service: bytes, namespace: bytes) -> bytes:
+    """Wire labels ``<service><namespace>``; empty for what can be no labels."""
+    if not (0 < len(service) < 64 and 0 < len(namespace) < 64):
+        return b""
+    return b"%c%b%c%b" % (len(service), service, len(namespace), namespace)
+
+
+class _Many(Generic[T]):
+    """Address → the few things that have it.  Nearly always it is one, which then stands there without a tuple."""
+
+    def __init__(self) -> None:
+        self._map: dict[bytes, T | tuple[T, ...]] = {}
+
+    def get(self, address: bytes) -> tuple[T, ...]:
+        found = self._map.get(address)
+        if found is None:
+            return ()
+        return found if isinstance(found, tuple) else (found,)
+
+    def add(self, address: bytes, thing: T) -> None:
+        known = self.get(address)
+        if not any(other is thing for other in known):
+            self._map[address] = (*known, thing) if known else thing
+
+    def remove(self, address: bytes, thing: T) -> None:
+        rest = tuple(other for other in self.get(address) if other is not thing)
+        if not rest:
+            self._map.pop(address, None)
+        else:
+            self._map[address] = rest if len(rest) > 1 else rest[0]
+
+
+class _Shelf:
+    """Where the objects of one kind stand."""
+
+    def key(self, namespace: bytes, name: bytes) -> bytes:
+        """The object's place."""
+        return b"%b/%b" % (namespace, name)
+
+    def places(self) -> Collection[bytes]:
+        """All places that are taken."""
+        raise NotImplementedError
+
+    def change(self, key: bytes, new: Any) -> bool | None:
+        """What putting ``new`` there would be: None an addition, True a change, False no change."""
+        raise NotImplementedError
+
+    def put(self, key: bytes, new: Any) -> set[Fact]:
+        """Add or replace; returns the facts touched."""
+        raise NotImplementedError
+
+    def remove(self, key: bytes) -> set[Fact]:
+        """Take away, if it is there; returns the facts touched."""
+        raise NotImplementedError
+
+
+class _Namespaces(_Shelf):
+    def __init__(self, known: set[bytes]) -> None:
+        self._known = known
+
+    def key(self, namespace: bytes, name: bytes) -> bytes:
+        return b"%c%b" % (len(name), name) if len(name) < 64 else b""
+
+    def places(self) -> Collection[bytes]:
+        return self._known
+
+    def change(self, key: bytes, new: Namespace) -> bool | None:
+        return False if key in self._known else None
+
+    def put(self, key: bytes, new: Namespace) -> set[Fact]:
+        if key in self._known:
+            return set()
+        self._known.add(key)
+        return {b"ns/" + key}
+
+    def remove(self, key: bytes) -> set[Fact]:
+        if key not in self._known:
+            return set()
+        self._known.remove(key)
+        return {b"ns/" + key}
+
+
+class _Entries:
+    """The entries, which Services and slices share: made by whoever comes first, gone with the last."""
+
+    def __init__(self) -> None:
+        self.by_key: dict[bytes, Entry] = {}
+
+    def get(self, key: bytes) -> Entry:
+        entry = self.by_key.get(key)
+        if entry is None:
+            entry = self.by_key[key] = Entry(key)
+        return entry
+
+    def tidy(self, entry: Entry) -> None:
+        if entry.service is None and not entry.slices:
+            del self.by_key[entry.key]
+
+
+class _Services(_Shelf):
+    def __init__(self, entries: _Entries, by_ip: _Many[Entry]) -> None:
+        self._entries = entries
+        self._by_ip = by_ip
+
+    def key(self, namespace: bytes, name: bytes) -> bytes:
+        return entry_key(name, namespace)
+
+    def places(self) -> Collection[bytes]:
+        return [entry.key for entry in self._entries.by_key.values() if entry.service is not None]
+
+    def _old(self, key: bytes) -> Service | None:
+        entry = self._entries.by_key.get(key)
+        return entry.service if entry is not None else None
+
+    def change(self, key: bytes, new: Service) -> bool | None:
+        old = self._old(key)
+        return None if old is None else old != new
+
+    def put(self, key: bytes, new: Service) -> set[Fact]:
+        if self._old(key) == new:
+            return set()
+        return self._set(self._entries.get(key), new)
+
+    def remove(self, key: bytes) -> set[Fact]:
+        return self._set(self._entries.by_key[key], None) if self._old(key) is not None else set()
+
+    def _set(self, entry: Entry, new: Service | None) -> set[Fact]:
+        old = entry.service
+        entry.service = new
+        before = set(old.addresses) if old is not None else set()
+        after = set(new.addresses) if new is not None else set()
+        for address in before - after:
+            self._by_ip.remove(address, entry)
+        for address in after - before:
+            self._by_ip.add(address, entry)
+        self._entries.tidy(entry)
+        return {b"svc/" + entry.key, *(b"ip/" + address for address in before ^ after)}
+
+
+class _Slices(_Shelf):
+    def __init__(self, entries: _Entries, by_ip: _Many[Entry], pod_names: bool) -> None:
+        self._entries = entries
+        self._by_ip = by_ip
+        self._pod_names = pod_names
+        self._entry_of: dict[bytes, Entry] = {}
+
+    def places(self) -> Collection[bytes]:
+        return self._entry_of
+
+    def _old(self, key: bytes) -> tuple[Entry | None, Slice | None]:
+        entry = self._entry_of.get(key)
+        if entry is None:
+            return None, None
+        return entry, next(part for part in entry.slices if part.key == key)
+
+    def _trim(self, key: bytes, new: EndpointSlice) -> Slice:
+        pods = new.pods if self._pod_names else b""
+        return Slice(key, new.width, new.addresses, new.hostnames, pods, new.ports)
+
+    def change(self, key: bytes, new: EndpointSlice) -> bool | None:
+        entry, old = self._old(key)
+        if entry is None:
+            return None
+        return entry.key != entry_key(new.service, new.namespace) or old != self._trim(key, new)
+
+    def put(self, key: bytes, new: EndpointSlice) -> set[Fact]:
+        if self.change(key, new) is False:
+            return set()
+        place = entry_key(new.service, new.namespace)
+        entry = self._entry_of.get(key)
+        facts: set[Fact] = set()
+        if entry is not None and entry.key != place:
+            facts = self.remove(key)
+        if place:
+            facts |= self._set(key, self._entries.get(place), self._trim(key, new))
+        return facts
+
+    def remove(self, key: bytes) -> set[Fact]:
+        entry = self._entry_of.get(key)
+        return self._set(key, entry, None) if entry is not None else set()
+
+    def _set(self, key: bytes, entry: Entry, new: Slice | None) -> set[Fact]:
+        old = next((part for part in entry.slices if part.key == key), None)
+        others = tuple(part for part in entry.slices if part is not old)
+        before = set(old.endpoints()) if old is not None else set()
+        after = set(new.endpoints()) if new is not None else set()
+        if new is None:
+            entry.slices = others
+            del self._entry_of[key]
+        else:
+            entry.slices = (*others, new)
+            self._entry_of[key] = entry
+        for address, _, _ in before - after:
+            if not any(part.has(address) for part in entry.slices):
+                self._by_ip.remove(address, entry)
+        for address, _, _ in after - before:
+            self._by_ip.add(address, entry)
+        self._entries.tidy(entry)
+        return {b"eps/" + entry.key, *(b"ip/" + address for address, _, _ in before ^ after)}
+
+
+class _Pods(_Shelf):
+    def __init__(self, by_ip: _Many[Pod], labels: bool) -> None:
+        self._pods: dict[bytes, Pod] = {}
+        self._by_ip = by_ip
+        self._labels = labels
+
+    def places(self) -> Collection[bytes]:
+        return self._pods
+
+    def change(self, key: bytes, new: Pod) -> bool | None:
+        old = self._pods.get(key)
+        if new.terminating:
+            return False
+        return None if old is None else old != self._trim(new)
+
+    def put(self, key: bytes, new: Pod) -> set[Fact]:
+        # CoreDNS: the end of a Pod's life begins no entry and changes none; Delete ends it.
+        return set() if new.terminating else self._set(key, self._trim(new))
+
+    def remove(self, key: bytes) -> set[Fact]:
+        return self._set(key, None)
+
+    def _trim(self, pod: Pod) -> Pod:
+        return pod if self._labels or not pod.labels else replace(pod, labels=b"")
+
+    def _set(self, key: bytes, new: Pod | None) -> set[Fact]:
+        old = self._pods.pop(key, None)
+        if new is not None:
+            self._pods[key] = new
+        if old is not None:
+            for address in old.addresses:
+                self._by_ip.remove(address, old)
+        if new is not None:
+            for address in new.addresses:
+                self._by_ip.add(address, new)
+        before = old.addresses if old is not None else ()
+        after = new.addresses if new is not None else ()
+        return {b"pod/" + address for address in set(before) ^ set(after)}
+
+
+class _Relist(Struct):
+    """A list that is under way."""
+
+    seen: set[bytes]
+    changes: dict[bytes, Object]
+    """What takes force when the list is complete."""
+
+
+class Index:
+    """The objects of one source.
+
+    ``kinds``: what the source watches; other kinds count as known to be empty.  ``pod_names``: keep the pod names of
+    endpoints; ``labels``: keep the labels of Pods.
+    """
+
+    def __init__(self, kinds: Iterable[str], pod_names: bool = False, labels: bool = False) -> None:
+        entries = _Entries()
+        self.entries = entries.by_key
+        """Service names (`entry_key`) → entries."""
+        self.namespaces: set[bytes] = set()
+        """Labels with their length octets."""
+        self.serial = 0
+        """Unix time of the last change that touched a fact; 0 before the first."""
+        self.waiting: tuple[str, ...] = tuple(kinds)
+        """Kinds whose first list is not complete."""
+        self._cluster_ips: _Many[Entry] = _Many()
+        self._endpoint_ips: _Many[Entry] = _Many()
+        self._pod_ips: _Many[Pod] = _Many()
+        self._shelves: dict[str, _Shelf] = {
+            "namespaces": _Namespaces(self.namespaces),
+            "services": _Services(entries, self._cluster_ips),
+            "endpointslices": _Slices(entries, self._endpoint_ips, pod_names),
+            "pods": _Pods(self._pod_ips, labels),
+        }
+        self._relists: dict[str, _Relist] = {}
+
+    def apply(self, event: Event, now: float) -> set[Fact]:
+        """Put the event in place; ``now``: Unix time.  Returns the facts touched.
+
+        Raises ValueError for InitApply and InitDone without Init, which no source may send.
+        """
+        facts = self._apply(event)
+        if facts:
+            self.serial = int(now)
+        return facts
+
+    def synced(self, kind: str) -> bool:
+        """Whether the objects of this kind are known: the first list is complete, or nobody watches them."""
+        return kind not in self.waiting
+
+    def by_cluster_ip(self, address: bytes) -> tuple[Entry, ...]:
+        """The Services with this cluster IP: one, but for moments in which an address changes hands."""
+        return self._cluster_ips.get(address)
+
+    def by_endpoint(self, address: bytes) -> tuple[Entry, ...]:
+        """The entries with a ready endpoint of this address."""
+        return self._endpoint_ips.get(address)
+
+    def pods(self, address: bytes) -> tuple[Pod, ...]:
+        """The Pods with this address: several when they use the host's network."""
+        return self._pod_ips.get(address)
+
+    def counts(self) -> dict[str, int]:
+        """How many objects of each kind are known."""
+        return {kind: len(shelf.places()) for kind, shelf in self._shelves.items()}
+
+    def _apply(self, event: Event) -> set[Fact]:
+        shelf = self._shelves[event.kind]
+        relist = self._relists.get(event.kind)
+        if isinstance(event, Apply):
+            key = shelf.key(event.object.namespace, event.object.name)
+            if relist is not None:
+                relist.seen.add(key)
+                relist.changes.pop(key, None)
+            return shelf.put(key, event.object)
+        if isinstance(event, Delete):
+            key = shelf.key(event.namespace, event.name)
+            if relist is not None:
+                relist.seen.discard(key)
+                relist.changes.pop(key, None)
+            return shelf.remove(key)
+        if isinstance(event, Init):
+            self._relists[event.kind] = _Relist(set(), {})
+            return set()
+        if relist is None:
+            raise ValueError(f"{type(event).__name__} of {event.kind} without Init")
+        if isinstance(event, InitApply):
+            return _noted(shelf, relist, event.object)
+        return self._finish(event.kind, shelf, relist)
+
+    def _finish(self, kind: str, shelf: _Shelf, relist: _Relist) -> set[Fact]:
+        facts: set[Fact] = set()
+        for key, changed in relist.changes.items():
+            facts |= shelf.put(key, changed)
+        for key in [key for key in shelf.places() if key not in relist.seen]:
+            facts |= shelf.remove(key)
+        del self._relists[kind]
+        self.waiting = tuple(other for other in self.waiting if other != kind)
+        return facts
+
+
+def _noted(shelf: _Shelf, relist: _Relist, found: Object) -> set[Fact]:
+    """One object of a list: an addition is served at once, a change when the list is complete."""
+    key = shelf.key(found.namespace, found.name)
+    relist.seen.add(key)
+    change = shelf.change(key, found)
+    if change is None:
+        return shelf.put(key, found)
+    if change:
+        relist.changes[key] = found
+    return set()
