@@ -146,6 +146,7 @@ class Handler:
     async def _answer(self, query: Query, packet: bytes, scope: bytes) -> bytes | None:
         started = self._now()
         epoch = self._facts.epoch
+        routes = self.routes
         reply = await self.resolve(query)
         if reply.drop:
             return None
@@ -155,7 +156,8 @@ class Handler:
         report = reply.report
         if report is not None:
             report(1, query.size, len(packed), now - started)
-        if lease.until > now and scope and (epoch == self._facts.epoch or not lease.facts):
+        unchanged = routes is self.routes and (epoch == self._facts.epoch or not lease.facts)
+        if lease.until > now and scope and unchanged:
             if report is not None:
                 lease = msgspec.structs.replace(lease, duties=(*lease.duties, _replays(report)))
             self._packets.put(scope, packet, packed, lease, now)

@@ -17,7 +17,8 @@ import dns.message
 import dns.query
 import dns.rdatatype
 
-from kdns import corefile, log
+from kdns import build, corefile, log, plugins
+from kdns.plugin import Plugin
 from kdns.server import Server
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -154,3 +155,16 @@ class Kdns:
         self.process.wait()
         assert self.process.stdout is not None
         self.process.stdout.close()
+
+
+@contextlib.contextmanager
+def installed(*kinds: type[Plugin]) -> Iterator[None]:
+    """Directives of these names exist, innermost in the chain, as if a package had brought them."""
+    find, order = plugins.find, plugins.order
+    found = {kind.name: kind for kind in kinds}
+    build.plugins.find = lambda name: found[name] if name in found else find(name)  # type: ignore[assignment]
+    build.plugins.order = lambda: (*order(), *found)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        plugins.find, plugins.order = find, order  # type: ignore[assignment]

@@ -1,0 +1,267 @@
+"""The road of one query: routing, waiting, failing, storing."""
+
+import asyncio
+
+import pytest
+
+from kdns import limits
+from kdns.handler import Handler, Routes, Waiting
+from kdns.message import (
+    AA,
+    CH,
+    DS,
+    FOREVER,
+    NO_LEASE,
+    NOERROR,
+    REFUSED,
+    SERVFAIL,
+    A,
+    Lease,
+    Listener,
+    Query,
+    Record,
+    Reply,
+)
+from kdns.name import ROOT, from_text
+from kdns.packetcache import PacketCache
+from kdns.plugin import Next, Process
+from kdns.wire import pack_query, parse_reply
+from tests.support import captured_log
+
+LISTENER = Listener("dns://:53", "udp", ("127.0.0.1", 53), "1")
+PEER = ("127.0.0.1", 4711)
+SCOPE = b"\0\0\0\1"
+
+
+def answer(lease: Lease = NO_LEASE, **fields: object) -> Next:
+    async def call(query: Query) -> Reply:
+        record = Record(query.spelling, A, 30, b"\x0a\0\0\1")
+        return Reply(NOERROR, (record,), flags=AA, lease=lease, plugin="test").replace(**fields)
+
+    return call
+
+
+def packet(name: str, kind: int = A, klass: int = 1) -> bytes:
+    return pack_query(77, 0x0100, from_text(name), kind, klass, None)
+
+
+class World:
+    def __init__(self, **chains: Next) -> None:
+        self.clock = 1000.0
+        self.process = Process(lambda: self.clock)
+        self.packets = PacketCache(100, 100_000, self.process.metrics)
+        self.process.facts.subscribe(self.packets.forget)
+        zones = {from_text(zone.replace("_", ".")) if zone != "root" else ROOT: chain for zone, chain in chains.items()}
+        self.handler = Handler(self.process, self.packets, Routes(zones, False))
+
+    def ask(self, name: str, kind: int = A, klass: int = 1) -> bytes | Waiting | None:
+        return self.handler.handle(packet(name, kind, klass), PEER, LISTENER, SCOPE)
+
+    def rcode(self, name: str, kind: int = A, klass: int = 1) -> int:
+        reply = self.ask(name, kind, klass)
+        assert isinstance(reply, bytes)
+        return parse_reply(reply).rcode
+
+
+def served_by(name: str) -> Next:
+    return answer(ede=(), plugin=name, rcode=NOERROR, answer=(Record(b"\0", A, 0, name.encode().ljust(4)),))
+
+
+def who(world: World, name: str, kind: int = A) -> str:
+    reply = world.ask(name, kind)
+    assert isinstance(reply, bytes)
+    return parse_reply(reply).answer[0].rdata.decode().strip()
+
+
+def test_longest_zone_answers() -> None:
+    world = World(root=served_by("root"), example_org_=served_by("org"), sub_example_org_=served_by("sub"))
+    assert who(world, "a.sub.example.org.") == "sub"
+    assert who(world, "SUB.example.org.".lower()) == "sub"
+    assert who(world, "a.example.org.") == "org"
+    assert who(world, "notexample.org.") == "root"
+
+
+def test_ds_is_asked_of_the_parent_zone() -> None:
+    world = World(root=served_by("root"), example_org_=served_by("org"), sub_example_org_=served_by("sub"))
+    assert who(world, "sub.example.org.", DS) == "org"
+    assert who(world, "a.sub.example.org.", DS) == "sub"
+    assert who(world, "example.org.", DS) == "org"
+    assert who(world, "other.", DS) == "root"
+
+
+def test_no_block_and_empty_block_refuse() -> None:
+    world = World(example_org_=served_by("org"))
+    assert world.rcode("other.org.") == REFUSED
+    world.handler.routes = Routes({ROOT: None}, False)
+    assert world.rcode("other.org.") == REFUSED
+    lines = world.process.metrics.expose().decode()
+    assert (
+        'coredns_dns_responses_total{plugin="",rcode="REFUSED",server="dns://:53",view="",zone="dropped"} 2.0' in lines
+    )
+
+
+def test_other_classes_are_refused_unless_a_plugin_wants_them() -> None:
+    world = World(root=answer())
+    assert world.rcode("version.bind.", klass=CH) == REFUSED
+    world.handler.routes = Routes({ROOT: answer()}, True)
+    assert world.rcode("version.bind.", klass=CH) == NOERROR
+
+
+def test_a_plugin_that_raises_costs_one_answer() -> None:
+    async def broken(query: Query) -> Reply:
+        raise RuntimeError("a bug")
+
+    world = World(root=broken)
+    with captured_log() as log:
+        assert world.rcode("a.") == SERVFAIL
+    assert log.matching("Recovered from panic in server")
+    assert "coredns_panics_total 1.0" in world.process.metrics.expose().decode()
+
+
+def test_silence() -> None:
+    world = World(root=answer(drop=True))
+    assert world.ask("a.") is None
+    assert world.handler.handle(b"short", PEER, LISTENER, SCOPE) is None
+
+
+async def test_a_chain_that_waits_is_finished_by_a_task() -> None:
+    gate = asyncio.Event()
+
+    async def slow(query: Query) -> Reply:
+        await gate.wait()
+        await asyncio.sleep(0)
+        return await answer()(query)
+
+    world = World(root=slow)
+    waiting = world.ask("a.")
+    assert isinstance(waiting, Waiting)
+    sent: list[bytes] = []
+    task = asyncio.create_task(world.handler.finish(waiting, sent.append))
+    await asyncio.sleep(0)
+    assert world.handler.in_flight == 1 and not sent
+    gate.set()
+    await task
+    assert world.handler.in_flight == 0
+    assert parse_reply(sent[0]).rcode == NOERROR
+
+
+async def test_cancelled_and_failing_waits_reach_the_chain() -> None:
+    ended: list[str] = []
+
+    async def slow(query: Query) -> Reply:
+        try:
+            await asyncio.sleep(30)
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+        return Reply()
+
+    async def failing(query: Query) -> Reply:
+        broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().call_soon(broken.set_exception, ValueError("no"))
+        try:
+            await broken
+        except ValueError:
+            ended.append("failed")
+        return await answer()(query)
+
+    world = World(root=slow)
+    waiting = world.ask("a.")
+    assert isinstance(waiting, Waiting)
+    task = asyncio.create_task(world.handler.finish(waiting, lambda reply: None))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended == ["cancelled"] and world.handler.in_flight == 0
+
+    world.handler.routes = Routes({ROOT: failing}, False)
+    waiting = world.ask("a.")
+    assert isinstance(waiting, Waiting)
+    sent: list[bytes] = []
+    await world.handler.finish(waiting, sent.append)
+    assert ended == ["cancelled", "failed"] and parse_reply(sent[0]).rcode == NOERROR
+
+
+async def test_too_many_waiting_queries_are_shed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "IN_FLIGHT", 2)
+
+    async def slow(query: Query) -> Reply:
+        await asyncio.sleep(30)
+        return Reply()
+
+    world = World(root=slow)
+    tasks = []
+    for name in ("a.", "b."):
+        waiting = world.ask(name)
+        assert isinstance(waiting, Waiting)
+        tasks.append(asyncio.create_task(world.handler.finish(waiting, lambda reply: None)))
+    await asyncio.sleep(0)
+    assert world.rcode("c.") == SERVFAIL
+    assert "kdns_shed_total 1.0" in world.process.metrics.expose().decode()
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def stored(world: World, name: str) -> bytes | None:
+    return world.packets.get(SCOPE, packet(name), world.clock)
+
+
+def test_leased_replies_are_stored_and_dropped_with_their_facts() -> None:
+    world = World(root=answer(Lease(FOREVER, (b"svc/a",))))
+    reply = world.ask("a.")
+    assert stored(world, "a.") == reply
+    world.process.facts.drop([b"svc/other"])
+    assert stored(world, "a.") == reply
+    world.process.facts.drop([b"svc/a"])
+    assert stored(world, "a.") is None
+
+
+def test_without_a_lease_nothing_is_stored() -> None:
+    world = World(root=answer())
+    world.ask("a.")
+    assert len(world.packets) == 0
+
+
+def test_a_reply_computed_before_a_change_is_not_stored_after_it() -> None:
+    world = World()
+
+    async def changed_meanwhile(query: Query) -> Reply:
+        world.process.facts.drop([b"svc/a"])
+        return await answer(Lease(FOREVER, (b"svc/a",)))(query)
+
+    world.handler.routes = Routes({ROOT: changed_meanwhile}, False)
+    world.ask("a.")
+    assert stored(world, "a.") is None
+
+
+def test_a_reply_of_old_routes_is_not_stored_after_a_reload() -> None:
+    world = World()
+
+    async def reloaded_meanwhile(query: Query) -> Reply:
+        world.handler.routes = Routes({ROOT: answer()}, False)
+        return await answer(Lease(FOREVER))(query)
+
+    world.handler.routes = Routes({ROOT: reloaded_meanwhile}, False)
+    world.ask("a.")
+    assert stored(world, "a.") is None
+
+
+def test_replays_are_reported_as_sends_are() -> None:
+    reports: list[tuple[int, int, int]] = []
+    report = lambda times, asked, sent, seconds: reports.append((times, asked, sent))  # noqa: E731
+    world = World(root=answer(Lease(FOREVER), report=report))
+    reply = world.ask("a.")
+    assert isinstance(reply, bytes)
+    for _ in range(3):
+        assert stored(world, "a.") == reply
+    world.packets.settle()
+    assert reports == [(1, 19, len(reply)), (3, 19, len(reply))]
+
+
+async def test_chases_are_bounded() -> None:
+    world = World(root=answer())
+    query = Query(b"\1a\0", A, 1, b"\1a\0", 1, 0, None, PEER, LISTENER, 19, depth=limits.CHASE_DEPTH + 1)
+    reply = await world.handler.resolve(query)
+    assert reply.rcode == SERVFAIL and "chases" in reply.error
