@@ -140,9 +140,9 @@ def _number(text: str, table: dict[str, int], prefix: str) -> int | None:
     text = text.upper()
     number = table.get(text)
     digits = text.removeprefix(prefix)
-    if number is None and digits != text and digits.isascii() and digits.isdigit() and int(digits) < 65536:
-        return int(digits)
-    return number
+    if number is None and digits != text and len(digits) <= 5 and digits.isascii() and digits.isdigit():
+        number = int(digits)
+    return number if number is not None and number < 65536 else None
 
 
 # --- values ----------------------------------------------------------------------------------------------------------

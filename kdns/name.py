@@ -35,8 +35,8 @@ def from_text(text: str, origin: Name = ROOT) -> Name:
     """Master-file spelling (``www.example.org.``, ``\\.`` and ``\\DDD`` escapes) → folded Name.
 
     A name without a trailing dot is completed with ``origin``; ``@`` is the origin itself and the empty text is the
-    root.  Raises BadName for empty labels, labels over 63 and names over 255 octets, bad escapes and text that is not
-    Latin-1 after escapes.
+    root; text outside ASCII stands for its UTF-8 octets.  Raises BadName for empty labels, labels over 63 and names
+    over 255 octets, bad escapes and lone surrogates.
     """
     return spell(text, origin).lower()
 
@@ -47,18 +47,14 @@ def spell(text: str, origin: Name = ROOT) -> bytes:
         return origin
     if text in ("", "."):
         return ROOT
-    absolute = True
-    if "\\" in text:
-        labels, absolute = _split_escaped(text)
-    else:
-        if text[-1] == ".":
-            text = text[:-1]
+    try:
+        if "\\" in text:
+            labels, absolute = _split_escaped(text)
         else:
-            absolute = False
-        try:
-            labels = text.encode("ascii").split(b".")
-        except UnicodeEncodeError:
-            labels = text.encode("utf-8").split(b".")
+            absolute = text[-1] == "."
+            labels = text.removesuffix(".").encode().split(b".")
+    except UnicodeEncodeError as error:
+        raise BadName(f"{text!r} is not a domain name: {error.reason}") from None
     wire = bytearray()
     for label in labels:
         if not 0 < len(label) <= MAX_LABEL:
@@ -215,7 +211,8 @@ def reverse_address(name: Name) -> bytes | None:
     if name.endswith(IP6_ARPA) and len(name) == 64 + len(IP6_ARPA):
         try:
             digits = b"".join(labels(name)[31::-1])
-            return bytes.fromhex(digits.decode("ascii")) if len(digits) == 32 else None
+            # fromhex would skip white space.
+            return bytes.fromhex(digits.decode("ascii")) if len(digits) == 32 and digits.isalnum() else None
         except ValueError:
             return None
     return None
