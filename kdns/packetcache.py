@@ -25,6 +25,7 @@ from typing import Final, TypeAlias
 
 from kdns.message import AAAA, FOREVER, OPT, OPTION_COOKIE, OPTION_PADDING, TC, A, Duty, Fact, Lease
 from kdns.metrics import Metrics
+from kdns.standing import Standing
 
 Key: TypeAlias = bytes | tuple[bytes, int]
 """Scope and packet from the flags on, name folded; (the same up to the options of OPT, octets of the packet) for a
@@ -151,7 +152,7 @@ class PacketCache:
     def __init__(self, max_entries: int, max_bytes: int, metrics: Metrics) -> None:
         self.max_entries, self.max_bytes = max_entries, max_bytes
         self._table: dict[Key, Entry] = {}
-        self._standing: dict[Fact, set[Entry]] = {}
+        self._standing: Standing[Entry] = Standing()
         self._young, self._old = Line(), Line()
         self._used = 0
         name = "kdns_packetcache_"
@@ -221,7 +222,7 @@ class PacketCache:
     def forget(self, facts: Iterable[Fact]) -> None:
         """Drop the replies that stand on one of these facts."""
         for fact in facts:
-            for entry in list(self._standing.get(fact, ())):
+            for entry in self._standing.on(fact):
                 self._remove(entry)
                 self._dropped.value += 1
 
@@ -280,12 +281,7 @@ class PacketCache:
 
     def _add(self, entry: Entry) -> None:
         self._table[entry.key] = entry
-        for fact in entry.facts:
-            standing = self._standing.get(fact)
-            if standing is None:
-                self._standing[fact] = {entry}
-            else:
-                standing.add(entry)
+        self._standing.add(entry, entry.facts)
         entry.young = True
         self._young.append(entry)
         self._used += entry.octets[2]
@@ -294,12 +290,7 @@ class PacketCache:
 
     def _remove(self, entry: Entry) -> None:
         del self._table[entry.key]
-        for fact in entry.facts:
-            standing = self._standing.get(fact)
-            if standing is not None:
-                standing.discard(entry)
-                if not standing:
-                    del self._standing[fact]
+        self._standing.remove(entry, entry.facts)
         (self._young if entry.young else self._old).remove(entry)
         self._used -= entry.octets[2]
         self._pay(entry)
