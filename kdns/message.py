@@ -179,6 +179,11 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
         more = tuple(fact for fact in facts if fact not in self.facts) if facts else ()
         return Lease(min(self.until, until), self.facts + more, self.rotate, self.age or age, self.duties)
 
+    def meet(self, other: Lease) -> Lease:
+        """The lease of a reply that is made out of two, as where a CNAME was chased: what both allow, what both owe."""
+        met = self.shrink(other.until, other.facts, other.age)
+        return msgspec.structs.replace(met, duties=self.duties + other.duties) if other.duties else met
+
 
 NO_LEASE: Final = Lease()
 
