@@ -26,6 +26,7 @@ from kdns.message import (
     SOA,
     SRV,
     TXT,
+    TYPES,
     A,
     type_text,
 )
@@ -108,8 +109,10 @@ def from_text(type: int, text: str, origin: Name = ROOT) -> bytes:
         elif type in _FIELDS:
             rdata = b"".join([field.read(tokens) for field in _FIELDS[type]])
             tokens.end()
-        else:
+        elif type in TYPES:
             rdata = _dnspython_from_text(type, text, origin)
+        else:
+            raise BadRdata("a type without a name is written \\# LENGTH HEX")
     except (BadName, BadRdata, IndexError, UnicodeEncodeError, struct.error) as error:
         raise BadRdata(f"{type_text(type)} {text!r}: {error}") from None
     if len(rdata) > 0xFFFF:
@@ -124,7 +127,8 @@ def to_text(type: int, rdata: bytes) -> str:
             return _show(type, rdata)
         except (BadRdata, IndexError, struct.error):
             return _hex(rdata)
-    return _dnspython_to_text(type, rdata)
+    # dnspython remembers every type that it was ever asked for: it is asked for those that have a name.
+    return _dnspython_to_text(type, rdata) if type in TYPES else _hex(rdata)
 
 
 def _hex(rdata: bytes) -> str:

@@ -108,7 +108,7 @@ def test_other_spellings(type: int, text: str, canonical: str) -> None:
         (65400, "\\# 2 01", "announced"),
         (65400, "\\# x 01", "announced"),
         (65400, "\\# 1 zz", "hexadecimal"),
-        (65400, "1.2.3.4", "generic"),
+        (65400, "1.2.3.4", "HEX"),
         (DNSKEY, "nonsense", "DNSKEY"),
         (TXT, " ".join(["x" * 255] * 257), "65535"),
     ],
