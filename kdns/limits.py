@@ -85,6 +85,33 @@ FILE_IMPORTS: Final = 100_000
 REGEXP: Final = 10_000
 """Characters of one regular expression (CoreDNS: 10,000)."""
 
+# --- other servers (what is turned away: kdns_upstream_rejects_total{reason}) ----------------------------------------
+UPSTREAMS: Final = 15
+"""Upstreams of one ``forward`` (CoreDNS: 15)."""
+UPSTREAM_TIME: Final = 5.0
+"""A question is asked of upstreams for so long (CoreDNS: 5 s); later answers are nobody's."""
+UPSTREAM_SENDS: Final = 12
+"""Packets sent upstream for one question, whatever ``max_connect_attempts`` says."""
+UPSTREAM_FLIGHTS: Final = 8192
+"""Different questions that one ``forward`` has under way, unless ``max_concurrent`` says less (2 KiB each)."""
+UPSTREAM_VARIANTS: Final = 4
+"""Of these, questions that differ in flags and EDNS alone: each one under way helps who guesses IDs (RFC 5452)."""
+UPSTREAM_CLIENT: Final = 1000
+"""Queries over UDP that one client address may have waiting for upstreams: what a forger of its address can hoard."""
+UPSTREAM_PORTS: Final = 256
+"""UDP sockets, so source ports, that one upstream is asked from; each for `UPSTREAM_USES` questions."""
+UPSTREAM_USES: Final = 8
+UPSTREAM_SOCKETS: Final = 2048
+"""UDP sockets to all upstreams (or a quarter of the file descriptors, if that is less); then ports are used longer."""
+UPSTREAM_STRANGERS: Final = 16
+"""Datagrams with unknown IDs on one port; then the questions that wait there are asked again over TCP."""
+UPSTREAM_STREAMS: Final = 16
+"""TCP or TLS connections to one upstream."""
+UPSTREAM_PIPELINE: Final = 512
+"""Questions that wait on one of these connections; then a connection counts as full (kdns_upstream_failed_total)."""
+UPSTREAM_CONNECT: Final = 2.0
+"""A connection that takes longer to open, TLS handshake included, is given up."""
+
 # --- Kubernetes API (what is turned away: kdns_kubernetes_rejected_total{resource,reason}) ---------------------------
 API_HEAD: Final = 64 * 2**10
 """The head of a response, and the head of a chunk."""
@@ -101,6 +128,14 @@ API_RETRY_AFTER: Final = 300
 API_CREDENTIALS: Final = 2**20
 """One token, certificate or key file, and what the child process says about a kubeconfig."""
 
+# --- manifests (an edit that goes beyond is refused: kdns_manifests_refused_total) -----------------------------------
+MANIFEST_FILES: Final = 10_000
+"""Files below a ``manifests`` directory."""
+MANIFEST_FILE: Final = 64 * 2**20
+"""One file."""
+MANIFEST_BYTES: Final = 512 * 2**20
+"""All files together; the objects in them are kept in a tenth of that."""
+
 # --- life of the process ---------------------------------------------------------------------------------------------
 GRACE: Final = 5.0
 """When the process ends, queries in work have so long to be answered (CoreDNS: 5 s)."""
@@ -110,3 +145,15 @@ RETIRING: Final = 4
 """Old configurations kept for their last queries at once; one more lets the oldest go."""
 PLUGIN_START: Final = 30.0
 """A plugin that does not start within this time refuses its configuration."""
+
+# --- zone files (one that goes beyond is refused: kdns_file_refused_total) -------------------------------------------
+ZONE_TEXT: Final = 256 * 2**20
+"""Characters of one zone's master files, with all that ``$INCLUDE`` and ``$GENERATE`` add."""
+ZONE_RECORDS: Final = 1_000_000
+"""Records of one zone."""
+ZONE_ENTRY: Final = 2**20
+"""Characters of one entry of a master file: the longest record data escaped throughout come to a quarter of it."""
+ZONE_INCLUDES: Final = 7
+"""``$INCLUDE`` within ``$INCLUDE`` (CoreDNS: 7)."""
+ZONE_GENERATE: Final = 65_536
+"""Records of one ``$GENERATE`` (CoreDNS: 65,536)."""
