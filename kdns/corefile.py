@@ -206,35 +206,30 @@ def parse(
     """Read a Corefile.
 
     ``file`` is its name for messages and the place that imports are relative to.  ``glob`` lists the files that a
-    pattern (or a plain name) matches, in order, and ``read`` gives the text of one (OSError: cannot, ValueError: not
-    UTF-8).  ``known`` tells which directives there are.  Raises CorefileError for the first thing that is wrong.
+    pattern (or a plain name) matches, in order, and ``read`` gives the text of one (OSError: cannot).  ``known`` tells
+    which directives there are.  Raises CorefileError for the first thing that is wrong.
     """
     return _Parser(Words(text, file, env, read, glob), known).corefile()
 
 
 def load(file: str, env: Mapping[str, str], known: Callable[[str], bool] = lambda directive: True) -> Corefile:
     """`parse` a file on disk; raises OSError when it cannot be read."""
-    try:
-        text = read_file(file)
-    except ValueError as error:
-        raise CorefileError(file, 1, f"Error during parsing: {error}") from None
-    return parse(text, file, env=env, read=read_file, glob=glob_files, known=known)
+    return parse(read_file(file), file, env=env, read=read_file, glob=glob_files, known=known)
 
 
 def read_file(path: str) -> str:
-    """A file's text, at most as long as `limits.COREFILE_SIZE` and one more; ValueError says where it is not UTF-8."""
+    """A file's text, as far as `limits.COREFILE_SIZE` and one character more; raises CorefileError and OSError."""
     with open(path, "rb") as file:
-        data = file.read(limits.COREFILE_SIZE + 1)
-    return decode(data)
+        return decode(file.read(limits.COREFILE_SIZE + 1), path)
 
 
-def decode(data: bytes) -> str:
-    """UTF-8 octets → text; ValueError says in which line they are not UTF-8."""
+def decode(data: bytes, file: str) -> str:
+    """UTF-8 octets → text; CorefileError says in which line they are not UTF-8."""
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise ValueError(f"line {line} is not UTF-8") from None
+        raise CorefileError(file, line, "Error during parsing: not UTF-8") from None
 
 
 def glob_files(pattern: str) -> list[str]:

@@ -161,12 +161,12 @@ class Words:
         return text
 
     def define(self, name: str, words: list[Word]) -> None:
-        """Remember a snippet; the current word is where its block opens."""
+        """Remember a snippet; the current word is where its block ends.  Raises CorefileError if it imports itself."""
         if words and not words[0].first:
             words[0] = msgspec.structs.replace(words[0], first=True)
         for word, pattern in itertools.pairwise(words):
             if word.first and word.text == "import" and fill_in(pattern.text, self._env) == name:
-                raise word.error(f"maximum snippet import depth ({limits.SNIPPET_IMPORTS}) exceeded")
+                raise self.current.error(f"maximum snippet import depth ({limits.SNIPPET_IMPORTS}) exceeded")
         self._snippets[name] = words
 
     def defined(self, name: str) -> bool:
@@ -219,8 +219,6 @@ class Words:
                 raise word.error(f"Could not import {path}: is a directory") from None
             except OSError as error:
                 raise word.error(f"Could not import {path}: open {path}: {(error.strerror or '').lower()}") from None
-            except ValueError as error:
-                raise word.error(f"Could not read tokens while importing {path}: {error}") from None
             words = self._files[path] = self._split(text, path)
         return words
 

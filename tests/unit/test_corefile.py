@@ -12,6 +12,7 @@ import pytest
 
 from kdns import corefile, limits, name
 from kdns.corefile import Corefile, CorefileError, Directive
+from kdns.plugin import ORDER
 
 PARSING = "Error during parsing:"
 OPENS = f"{PARSING} Unexpected '{{': a block opens on the line of its directive, once"
@@ -28,7 +29,7 @@ def parse(text: str, files: dict[str, str] | None = None, env: dict[str, str] | 
         if files[path] == "unreadable":
             raise PermissionError(13, "Permission denied")
         if files[path] == "binary":
-            return corefile.decode(b"a\n\xff")
+            return corefile.decode(b"a\n\xff", path)
         return files[path]
 
     def glob(pattern: str) -> list[str]:
@@ -217,7 +218,7 @@ def test_directives_and_blocks() -> None:
         (". {\nimport */*.x\n}", f"C:2 - {GLOB} */*.x"),
         (". {\nimport [a]\n}", f"C:2 - {GLOB} [a]"),
         (". {\nimport [a\n}", "C:2 - Error during parsing: Failed to use import pattern [a: syntax error in pattern"),
-        ("(s) {\nimport s\n}", "C:2 - Error during parsing: maximum snippet import depth (10000) exceeded"),
+        ("(s) {\nimport s\n}", "C:3 - Error during parsing: maximum snippet import depth (10000) exceeded"),
         ("a..b {\nlog\n}", "C:1 - error inspecting server blocks: zone is not a valid domain name: a..b"),
         ("\na,\nb: {\n}", 'C:3 - error inspecting server blocks: expecting data after last colon: "b:"'),
         ("unix:///x {\n}", "C:1 - error inspecting server blocks: cannot serve unix:///x"),
@@ -281,7 +282,7 @@ def test_files() -> None:
         ("f", "log\n\nfoo", "f:3 - Error during parsing: Unknown directive 'foo'"),
         ("dir", "", "C:2 - Error during parsing: Could not import dir: is a directory"),
         ("f", "unreadable", "C:2 - Error during parsing: Could not import f: open f: permission denied"),
-        ("f", "binary", "C:2 - Error during parsing: Could not read tokens while importing f: line 2 is not UTF-8"),
+        ("f", "binary", "f:2 - Error during parsing: not UTF-8"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_reported_there(file: str, text: str, message: str) -> None:
@@ -427,7 +428,7 @@ def test_loading_from_disk(tmp_path: Path) -> None:
     with pytest.raises(CorefileError, match="is a directory"):
         corefile.load(str(file), {})
     file.write_bytes(b". {\n \xff\n}")
-    with pytest.raises(CorefileError, match="line 2 is not UTF-8"):
+    with pytest.raises(CorefileError, match="Corefile:2 - Error during parsing: not UTF-8"):
         corefile.load(str(file), {})
     with pytest.raises(FileNotFoundError):
         corefile.load(str(tmp_path / "none"), {})
@@ -497,3 +498,67 @@ def test_values_of_a_directive() -> None:
         (log.listen_address, "x"), (log.choice, "c", "a", "b"),
     ]:  # fmt: skip
         assert complaint(act, *args).startswith("C:2 - Error during parsing: ")
+
+
+# --- the Corefiles of distributions ----------------------------------------------------------------------------------
+
+SHIPPED = Path(__file__).resolve().parent.parent / "corefiles"
+
+
+def shipped(folder: str) -> Corefile:
+    def here(path: str) -> str:
+        return path.replace("/etc/coredns/", f"{SHIPPED / folder}/")
+
+    return corefile.parse(
+        (SHIPPED / folder / "Corefile").read_text(),
+        str(SHIPPED / folder / "Corefile"),
+        env={},
+        read=lambda path: corefile.read_file(here(path)),
+        glob=lambda pattern: corefile.glob_files(here(pattern)),
+        known=ORDER.__contains__,
+    )
+
+
+@pytest.mark.parametrize(
+    ("folder", "zones", "directives"),
+    [
+        ("kubeadm-old", [["."]], 10),
+        ("kubeadm", [["."]], 10),
+        ("addons-base", [["."]], 10),
+        ("coredns-deployment", [["."], ["acme.local."]], 14),
+        ("eks", [["."]], 10),
+        ("aks", [["."], ["puglife.local."]], 18),
+        ("aks-bare", [["."]], 10),
+        ("k3s", [["."], ["home.lan."]], 15),
+        ("gardener", [["."]], 14),
+        ("helm", [["."]], 10),
+        ("nodelocal", [["cluster.local."], ["in-addr.arpa."], ["ip6.arpa."], ["."]], 29),
+    ],
+)
+def test_shipped_corefiles(folder: str, zones: list[list[str]], directives: int) -> None:
+    found = shipped(folder)
+    assert [[name.to_text(key.zone) for key in block.keys] for block in found.blocks] == zones
+    assert sum(len(block.directives) for block in found.blocks) == directives
+    assert len(found.warnings) == (2 if folder == "aks-bare" else 0)
+
+
+def test_every_shipped_corefile_is_in_the_table_above() -> None:
+    assert len(list(SHIPPED.glob("*/Corefile"))) == 11
+
+
+def test_what_a_shipped_corefile_says() -> None:
+    (block,) = shipped("kubeadm").blocks
+    assert lines(block.directives)[3:7] == [
+        ("kubernetes", "cluster.local", "in-addr.arpa", "ip6.arpa",
+         [("pods", "insecure"), ("fallthrough", "in-addr.arpa", "ip6.arpa"), ("ttl", "30")]),
+        ("prometheus", ":9153"),
+        ("forward", ".", "/etc/resolv.conf", [("max_concurrent", "1000")]),
+        ("cache", "30", [("disable", "success", "cluster.local"), ("disable", "denial", "cluster.local")]),
+    ]  # fmt: skip
+    (gardener,) = shipped("gardener").blocks
+    rewrites = [line for line in lines(gardener.directives) if line[0] == "rewrite"]
+    assert rewrites[1] == ("rewrite", "stop", [
+        ("name", "regex", r"(.*)\.gardener\.cloud\.svc\.cluster\.local", "{1}.gardener.cloud"),
+        ("answer", "name", r"(.*)\.gardener\.cloud", "{1}.gardener.cloud.svc.cluster.local"),
+        ("answer", "value", r"(.*)\.gardener\.cloud", "{1}.gardener.cloud.svc.cluster.local"),
+    ])  # fmt: skip
