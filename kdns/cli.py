@@ -31,6 +31,9 @@ INTERRUPTED: Final = 2
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = _parser().parse_args(_dashes(sys.argv[1:] if arguments is None else arguments))
+    if options.extra:
+        sys.stderr.write(f"extra command line arguments: {options.extra}\n")
+        return 1
     if options.version:
         sys.stdout.write(version_text())
         return 0
@@ -61,6 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--plugins", action="store_true", help="list the plugins there are")
     parser.add_argument("--quiet", action="store_true", help="no first lines")
     parser.add_argument("--version", action="store_true", help="show the version")
+    parser.add_argument("extra", nargs="*", help=argparse.SUPPRESS)
     return parser
 
 
@@ -71,8 +75,9 @@ def _port(text: str) -> int:
 
 
 def _dashes(arguments: Sequence[str]) -> list[str]:
-    """Go's flags have one dash or two; ours are declared with two."""
-    return [f"-{text}" if text.startswith("-") and not text.startswith("--") else text for text in arguments]
+    """Go's flags have one dash or two, and switches may be spelled out; ours are declared with two dashes."""
+    out = [f"-{text}" if text.startswith("-") and not text.startswith("--") else text for text in arguments]
+    return [text.removesuffix("=true") for text in out if not text.endswith("=false")]
 
 
 def _plugins_text() -> str:

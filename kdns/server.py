@@ -82,6 +82,8 @@ class Server:
         A Corefile that cannot be served is logged and counted, and the one that runs goes on.
         """
         async with self._changing:
+            if self.process.stopping:
+                return False
             try:
                 corefile = await asyncio.to_thread(self._load)
             except (KdnsError, OSError) as error:
@@ -102,11 +104,29 @@ class Server:
     async def stop(self, graceful: bool = True) -> None:
         """Lameduck, then answer what has been asked, then close everything.
 
-        ``graceful`` False closes at once after lameduck (SIGINT, as CoreDNS does).
+        ``graceful`` False closes at once after lameduck (SIGINT, as CoreDNS does).  Calling it again does nothing.
         """
+        if self.process.stopping:
+            return
         self.process.stopping = True
         if self._polling is not None:
             self._polling.cancel()
+        async with self._changing:
+            await self._end(graceful)
+
+    @property
+    def ports(self) -> list[int]:
+        """The ports that DNS is served on, for who asked for port 0, which means any."""
+        return [serving.listeners[0].sock.getsockname()[1] for serving in self._endpoints.values()]
+
+    def banner(self) -> list[str]:
+        """CoreDNS's first lines: which zones are served where."""
+        lines: list[str] = []
+        for endpoint, serving in sorted(self._endpoints.items()):
+            lines += serving.banner(endpoint)
+        return lines
+
+    async def _end(self, graceful: bool) -> None:
         plugins = self._current.plugins if self._current else []
         await asyncio.gather(*(plugin.drain() for plugin in plugins), return_exceptions=True)
         for serving in self._endpoints.values():
@@ -122,18 +142,6 @@ class Server:
         for http in self._http.values():
             http.close()
         self.process.warehouse.keep_only(set())
-
-    @property
-    def ports(self) -> list[int]:
-        """The ports that DNS is served on, for who asked for port 0, which means any."""
-        return [serving.listeners[0].sock.getsockname()[1] for serving in self._endpoints.values()]
-
-    def banner(self) -> list[str]:
-        """CoreDNS's first lines: which zones are served where."""
-        lines: list[str] = []
-        for endpoint, serving in sorted(self._endpoints.items()):
-            lines += serving.banner(endpoint)
-        return lines
 
     # -- one change of configuration
 

@@ -35,6 +35,7 @@ BUILT_IN: Final[dict[str, str]] = {
     "rewrite": "Rewrite",
     "root": "Root",
     "template": "Template",
+    "tls": "Tls",
     "whoami": "Whoami",
 }
 """Directive → class in the module of the directive's name."""

@@ -1,0 +1,290 @@
+"""Start, reload, lameduck, stop: what runs keeps running."""
+
+import asyncio
+import socket
+from collections.abc import Sequence
+
+import pytest
+
+from kdns import limits
+from kdns.corefile import CorefileError, Directive
+from kdns.errors import KdnsError
+from kdns.message import NOERROR, A, Query, Record, Reply
+from kdns.plugin import Next, Plugin, Site
+from kdns.server import ListenError, Server
+from tests.support import answers, ask, captured_log, free_port, installed, parse, serving
+
+LIVES: list[str] = []
+
+
+class Fixed(Plugin):
+    """``fixed ADDRESS [slow|broken|raises]``: answers everything with one address."""
+
+    name = "fixed"
+    replayable = True
+    inline = True
+
+    def __init__(self, address: bytes, how: str, site: Site) -> None:
+        self.address, self.how = address, how
+        self.gate = asyncio.Event()
+        self.kept = site.keep("fixed", (address,), lambda: Kept(address))
+
+    @classmethod
+    def setup(cls, uses: Sequence[Directive], site: Site) -> Plugin:
+        if uses[0].args[1:] == ("raises",):
+            raise RuntimeError("a bug in setup")
+        return cls(socket.inet_aton(uses[0].args[0]), uses[0].args[1] if len(uses[0].args) > 1 else "", site)
+
+    async def start(self) -> None:
+        LIVES.append(f"start {self.address[3]}")
+        if self.how == "broken":
+            raise RuntimeError("a bug in start")
+        if self.how == "hangs":
+            await asyncio.sleep(60)
+
+    async def stop(self) -> None:
+        LIVES.append(f"stop {self.address[3]}")
+        if self.how == "unstoppable":
+            raise RuntimeError("a bug in stop")
+
+    async def resolve(self, query: Query, next: Next) -> Reply:
+        if self.how == "slow":
+            await self.gate.wait()
+        return Reply(NOERROR, (Record(query.spelling, A, 30, self.address),), plugin=self.name)
+
+
+class Kept:
+    def __init__(self, address: bytes) -> None:
+        self.address = address
+
+    def close(self) -> None:
+        LIVES.append(f"close {self.address[3]}")
+
+
+@pytest.fixture(autouse=True)
+def fixed_directive() -> object:
+    LIVES.clear()
+    with installed(Fixed):
+        yield
+
+
+def fixed(server: Server) -> Fixed:
+    plugin = next(plugin for plugin in server.process.plugins if plugin.name == "fixed")
+    assert isinstance(plugin, Fixed)
+    return plugin
+
+
+async def address(port: int, **how: object) -> str:
+    return answers(await ask(port, "a.example.", **how))[0].split()[-1]  # type: ignore[arg-type]
+
+
+async def test_udp_and_tcp_on_all_addresses() -> None:
+    async with serving(". {\n fixed 10.0.0.1\n}\n") as server:
+        port = server.ports[0]
+        assert await address(port) == "10.0.0.1"
+        assert await address(port, tcp=True) == "10.0.0.1"
+        assert await address(port, host="127.0.0.9") == "10.0.0.1"
+        assert server.banner() == [f".:{port}"]
+
+
+async def test_a_good_reload_changes_the_answers_and_keeps_the_socket() -> None:
+    text = ". {\n fixed 10.0.0.1\n}\n"
+    async with serving(lambda: text) as server:
+        port = server.ports[0]
+        assert await address(port) == "10.0.0.1"
+        assert not await server.reload()
+        text = ". {\n fixed 10.0.0.2\n}\n"
+        with captured_log() as log:
+            assert await server.reload()
+        assert log.matching("Reloading complete") and log.matching("Running configuration SHA512 = ")
+        assert server.ports == [port] and await address(port) == "10.0.0.2"
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        ". {\n fixed 10.0.0.2",
+        ". {\n nonsense\n}\n",
+        ". {\n fixed 10.0.0.2 raises\n}\n",
+        ". {\n fixed 10.0.0.2 broken\n}\n",
+        ". {\n fixed 10.0.0.2\n}\n. {\n fixed 10.0.0.3\n}\n",
+        ". {\n fixed 10.0.0.2\n}\nother.:OCCUPIED {\n fixed 10.0.0.3\n}\n",
+        ". {\n fixed 10.0.0.2\n health 127.0.0.1:OCCUPIED\n}\n",
+        "https://. {\n fixed 10.0.0.2\n}\n",
+        "tls://. {\n fixed 10.0.0.2\n}\n",
+    ],
+)
+async def test_a_bad_reload_changes_nothing(bad: str) -> None:
+    text = ". {\n fixed 10.0.0.1\n}\n"
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        async with serving(lambda: text) as server:
+            port = server.ports[0]
+            text = bad.replace("OCCUPIED", str(taken.getsockname()[1]))
+            with captured_log() as log:
+                assert not await server.reload()
+                assert not await server.reload()
+            assert len(log.matching("Corefile changed but reload failed: ")) in (1, 2)
+            assert await address(port) == "10.0.0.1"
+            assert "stop 1" not in LIVES and "close 1" not in LIVES
+            assert b"coredns_reload_failed_total 0.0" not in server.process.metrics.expose()
+
+
+async def test_an_unreadable_corefile_changes_nothing() -> None:
+    def read() -> str:
+        if failing:
+            raise PermissionError(13, "Permission denied", "Corefile")
+        return ". {\n fixed 10.0.0.1\n}\n"
+
+    failing = False
+    async with serving(read) as server:
+        failing = True
+        with captured_log() as log:
+            assert not await server.reload()
+        assert log.matching("Permission denied")
+        assert await address(server.ports[0]) == "10.0.0.1"
+
+
+async def test_queries_in_work_survive_a_reload() -> None:
+    text = ". {\n fixed 10.0.0.1 slow\n}\n"
+    async with serving(lambda: text) as server:
+        port = server.ports[0]
+        old = fixed(server)
+        waiting = asyncio.create_task(address(port))
+        while not server._endpoints[next(iter(server._endpoints))].waiting:
+            await asyncio.sleep(0.001)
+        text = ". {\n fixed 10.0.0.2\n}\n"
+        assert await server.reload()
+        assert await address(port) == "10.0.0.2"
+        old.gate.set()
+        assert await waiting == "10.0.0.1"
+
+
+async def test_what_only_the_old_configuration_used_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "RETIRE", 0.01)
+    text = ". {\n fixed 10.0.0.1\n}\n"
+    async with serving(lambda: text) as server:
+        text = ". {\n fixed 10.0.0.1\n}\nother. {\n fixed 10.0.0.2\n}\n"
+        assert await server.reload()
+        while "stop 1" not in LIVES:
+            await asyncio.sleep(0.001)
+        assert "close 1" not in LIVES
+        text = ". {\n fixed 10.0.0.2\n}\n"
+        assert await server.reload()
+        while "close 1" not in LIVES:
+            await asyncio.sleep(0.001)
+        assert "close 2" not in LIVES
+    assert "close 2" in LIVES
+
+
+async def test_old_configurations_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "RETIRE", 60.0)
+    number = 1
+    async with serving(lambda: f". {{\n fixed 10.0.0.{number}\n}}\n") as server:
+        for number in range(2, 2 + 3 * limits.RETIRING):  # noqa: B007 - the Corefile above reads it
+            assert await server.reload()
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert len(server._retiring) <= limits.RETIRING
+        assert await address(server.ports[0]) == f"10.0.0.{number}"
+
+
+async def test_listeners_come_and_go() -> None:
+    second = free_port()
+    text = ". {\n fixed 10.0.0.1\n bind 127.0.0.1\n}\n"
+    async with serving(lambda: text) as server:
+        text += f"other.:{second} {{\n fixed 10.0.0.2\n bind 127.0.0.1\n}}\n"
+        assert await server.reload()
+        assert answers(await ask(second, "a.other."))[0].endswith("10.0.0.2")
+        assert (await ask(second, "a.example.")).rcode() == 5
+        text = text.split("other.")[0]
+        assert await server.reload()
+        assert len(server.ports) == 1
+
+
+async def test_a_port_in_use_is_named() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        server = Server(lambda: parse(f".:{port} {{\n fixed 10.0.0.1\n}}\n"), 0)
+        with pytest.raises(ListenError, match=rf"dns://:{port}.*0\.0\.0\.0 port {port}: Address already in use"):
+            await server.start()
+        await server.stop()
+
+
+async def test_a_plugin_that_hangs_at_start_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "PLUGIN_START", 0.01)
+    server = Server(lambda: parse(". {\n fixed 10.0.0.1 hangs\n}\n"), 0)
+    with pytest.raises(KdnsError, match="fixed"):
+        await server.start()
+    assert LIVES[-2:] == ["stop 1", "close 1"]
+    await server.stop()
+
+
+async def test_conflicts_have_a_place() -> None:
+    for text, problem in {
+        "a. {\n fixed 10.0.0.1\n}\na. {\n fixed 10.0.0.1\n}\n": r"Corefile:4 - cannot serve dns://a.:0 - it is",
+        "a. {\n fixed 10.0.0.1\n}\na. {\n fixed 10.0.0.1\n bind 127.0.0.1\n}\n": "Corefile:4 .*zone overlap listener",
+        "a. {\n fixed 10.0.0.1\n acl\n}\n": "Corefile:3 - .*'acl' is CoreDNS's, but kdns does not have it yet",
+        "a. {\n fixed 10.0.0.1\n acme\n}\n": "Corefile:3 - Error during parsing: Unknown directive 'acme'",
+        "a. {\n fixed 10.0.0.1 raises\n}\n": "plugin/fixed: Corefile:2 - setup failed: RuntimeError",
+    }.items():
+        server = Server(lambda text=text: parse(text), 0)  # type: ignore[misc]
+        with pytest.raises(CorefileError, match=problem):
+            await server.start()
+        await server.stop()
+
+
+async def test_lameduck_answers_to_the_end_and_stopping_finishes_queries() -> None:
+    port = free_port()
+    health = free_port()
+    text = f".:{port} {{\n fixed 10.0.0.1 slow\n health 127.0.0.1:{health} {{\n lameduck 200ms\n}}\n}}\n"
+    async with serving(text) as server:
+        plugin = fixed(server)
+        waiting = asyncio.create_task(address(port))
+        while not next(iter(server._endpoints.values())).waiting:
+            await asyncio.sleep(0.001)
+        with captured_log() as log:
+            stopping = asyncio.create_task(server.stop())
+            while not log.matching("Going into lameduck mode for 0.2s"):
+                await asyncio.sleep(0.001)
+        late = asyncio.create_task(address(port))
+        while next(iter(server._endpoints.values())).waiting < 2:
+            await asyncio.sleep(0.001)
+        asyncio.get_running_loop().call_later(0.3, plugin.gate.set)
+        assert await waiting == await late == "10.0.0.1"
+        await stopping
+
+
+async def test_a_plugin_that_cannot_stop_holds_up_nobody() -> None:
+    with captured_log() as log:
+        async with serving(". {\n fixed 10.0.0.1 unstoppable\n}\n"):
+            pass
+    assert log.matching("plugin/fixed: cannot stop")
+
+
+async def test_the_reload_directive_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdns.plugins.reload._LEAST_INTERVAL", 0.0)
+    text = ". {\n fixed 10.0.0.1\n reload 20ms 0s\n}\n"
+    async with serving(lambda: text) as server:
+        for number in (2, 3):
+            text = f". {{\n fixed 10.0.0.{number}\n reload 20ms 0s\n}}\n"
+            while await address(server.ports[0]) != f"10.0.0.{number}":
+                await asyncio.sleep(0.005)
+        text = ". {\n fixed 10.0.0.4\n}\n"
+        while await address(server.ports[0]) != "10.0.0.4":
+            await asyncio.sleep(0.005)
+        assert server._polling is None
+
+
+async def test_kdns_asks_itself() -> None:
+    async with serving("a. {\n fixed 10.0.0.1\n}\nb. {\n fixed 10.0.0.2\n}\n") as server:
+        port = server.ports[0]
+        assert answers(await ask(port, "x.a."))
+        from kdns.message import Listener
+
+        query = Query(b"\1b\0", A, 1, b"\1b\0", 1, 0, None, ("127.0.0.1", 1), Listener("dns://:0"), 20)
+        assert (await server.process.ask(query)).answer[0].rdata == b"\x0a\0\0\2"
+        gone = query.replace(listener=Listener("dns://:1"))
+        assert "nothing listens" in (await server.process.ask(gone)).error
