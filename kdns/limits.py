@@ -53,6 +53,12 @@ PACKET_CACHE_ENTRIES: Final = 20_000
 PACKET_CACHE_BYTES: Final = 16 * 2**20
 """Of all packet caches together; the least recently useful entries go first (kdns_packetcache_evictions_total)."""
 
+# --- cache plugin ----------------------------------------------------------------------------------------------------
+CACHE_BYTES: Final = 64 * 2**20
+"""Memory of each half (success, denial) of one cache, beside its capacity (coredns_cache_evictions_total)."""
+CACHE_REFRESHES: Final = 1_000
+"""Background refreshes of one cache at once; others wait for another query (kdns_cache_refreshes_skipped_total)."""
+
 # --- log and metrics -------------------------------------------------------------------------------------------------
 LOG_BUFFER: Final = 2**20
 """Log text that waits for a stalled reader; further lines are counted (kdns_log_dropped_total) and let go."""
@@ -157,3 +163,9 @@ ZONE_INCLUDES: Final = 7
 """``$INCLUDE`` within ``$INCLUDE`` (CoreDNS: 7)."""
 ZONE_GENERATE: Final = 65_536
 """Records of one ``$GENERATE`` (CoreDNS: 65,536)."""
+
+# --- hosts files -----------------------------------------------------------------------------------------------------
+HOSTS_FILE: Final = 64 * 2**20
+"""Octets of a hosts file; one that has grown beyond is not taken (a warning is logged)."""
+HOSTS_PER_KEY: Final = 1024
+"""Addresses of one name, and names of one address (kdns_hosts_skipped_entries): few more would fit into any answer."""
