@@ -351,7 +351,7 @@ def _pod(raw: shapes.Pod) -> Pod:
         _label(meta.namespace or ""),
         _own_name(meta.name),
         tuple(dict.fromkeys(found)),
-        bytes(meta.labels) if meta.labels is not None else b"",
+        bytes(meta.labels) if meta.labels else b"",
         bool(meta.deleted),
     )
 

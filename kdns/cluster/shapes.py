@@ -39,7 +39,8 @@ class SliceMeta(Meta, gc=False):
 class PodMeta(Meta, gc=False):
     """Metadata of a Pod."""
 
-    labels: Raw | None = None
+    labels: Raw = Raw()
+    """As JSON text; empty when absent.  `Raw` takes ``null`` as it is, and stands in no union."""
     deleted: str | None = field(name="deletionTimestamp", default=None)
 
 

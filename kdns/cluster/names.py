@@ -1,0 +1,427 @@
+"""The Kubernetes DNS specification: which records a name has, and why it has none.
+
+Below a zone Z, from right to left; anything else does not exist:
+
+==============================================  =======================================================================
+``Z``                                           SOA; NS: the Services in front of this server, or ``ns.dns.Z``
+``dns-version.Z``, ``ns.dns.Z``                 TXT ``1.1.0``; the addresses of this server
+``svc.Z``, ``pod.Z``, ``NS.svc.Z``              exist, but have no records
+``SERVICE.NS.svc.Z``                            cluster IPs; headless: all ready endpoints; external name: CNAME
+``ENDPOINT.SERVICE.NS.svc.Z``                   one ready endpoint, of whatever kind of Service
+``_PORT._PROTOCOL.SERVICE.NS.svc.Z``            the same restricted to a named port; the underscores may be missing
+``1-2-3-4.NS.pod.Z``                            the address itself; up to two further labels on the left mean nothing
+==============================================  =======================================================================
+
+In a reverse zone a cluster IP points to its Service, any other address to the ready endpoints that have it.
+
+Sources: Kubernetes DNS-Based Service Discovery 1.1.0; where it is silent, the behaviour of CoreDNS 1.14.7.  A name that
+owns a record of any type is never NXDOMAIN (RFC 2308 section 5: that would deny all its types).
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from msgspec import Struct
+
+from kdns import rdata
+from kdns.cluster.index import Entry, Index, Slice, entry_key
+from kdns.cluster.objects import Port
+from kdns.cluster.replies import REFUSAL, WIDTHS, Replies, dashed, fits, undashed
+from kdns.message import AXFR, CNAME, FOREVER, IXFR, NS, PTR, SERVFAIL, SOA, SRV, TXT, Fact, Lease, Query, Record, Reply
+from kdns.name import IN_ADDR_ARPA, IP6_ARPA, Name, is_under, labels, longest_zone, reverse_address
+
+VERSION: Final = b"\x051.1.0"
+"""Of the specification, as TXT data."""
+VERSION_TTL: Final = 28800
+CHAIN: Final = 10
+"""CNAMEs followed within the zone (CoreDNS: 10)."""
+
+_SVC: Final = b"\x03svc"
+_VERSION_NAME: Final = b"\x0bdns-version"
+_SERVER_NAME: Final = b"\x02ns\x03dns"
+_NO_PORT: Final = Port(b"", b"", 0)
+
+
+class Options(Struct, frozen=True):
+    """What a ``kubernetes`` directive says about names."""
+
+    zones: tuple[Name, ...]
+    ttl: int = 5
+    pods: str = "disabled"
+    """``disabled``, ``insecure`` or ``verified``."""
+    pod_names: bool = False
+    """Endpoints without a hostname are named after their Pod (``endpoint_pod_names``)."""
+    namespaces: frozenset[bytes] = frozenset()
+    """The only namespaces to show, as labels with their length octets; empty: all."""
+    selected: bool = False
+    """The index knows selected namespaces only (``namespace_labels``); others are not shown."""
+    ignore_empty: bool = False
+    """A Service with a cluster IP, but without a ready endpoint, does not exist (``ignore empty_service``)."""
+
+
+class Chase(Struct, frozen=True):
+    """The answer is ``cnames`` and what the whole server says about ``target``."""
+
+    cnames: tuple[Record, ...]
+    target: bytes
+    """In the spelling of the Service."""
+    lease: Lease
+
+
+class Asked(Struct, frozen=True, gc=False):
+    """What the labels of a name mean; empty: not said."""
+
+    kind: bytes = b""
+    """``svc`` or ``pod``; empty for the zone itself and for its children of these names."""
+    namespace: bytes = b""
+    service: bytes = b""
+    endpoint: bytes = b""
+    port: bytes = b""
+    protocol: bytes = b""
+
+
+def parse(name: Name, zone: Name) -> Asked | None:
+    """Read a name in ``zone``; None when it has no meaning."""
+    parts = labels(name[: len(name) - len(zone)] + b"\0")
+    count = len(parts)
+    if not count or (count == 1 and parts[0] in (b"svc", b"pod")):
+        return Asked()
+    if parts[-1] not in (b"svc", b"pod") or count > 5:
+        return None
+    service = parts[-3] if count > 2 else b""
+    if count < 5:
+        return Asked(parts[-1], parts[-2] if count > 1 else b"", service, parts[0] if count == 4 else b"")
+    return Asked(parts[-1], parts[-2], service, b"", parts[0].removeprefix(b"_"), parts[1].removeprefix(b"_"))
+
+
+class Names:
+    """Answers questions from an `Index`.  Zones, names and types are as in `message.Query`."""
+
+    def __init__(self, index: Index, options: Options) -> None:
+        self.local: tuple[bytes, ...] = ()
+        """Packed addresses of this server, by which it finds the Services in front of it."""
+        self._index = index
+        self._entries = index.entries
+        self._options = options
+        self._ttl = options.ttl
+        self._zones = options.zones
+        self._primary = primary(options.zones) or options.zones[0]
+        self._replies = Replies(index, options.ttl)
+        self._filtered = bool(options.namespaces) or options.selected
+        # Names of Services, by far the most asked, are found without reading their labels: what precedes the suffix is
+        # a key of the index or not.  Only below zones without zones below them is that the longest zone.
+        self._suffixes = [
+            (_SVC + zone, -len(_SVC + zone), zone)
+            for zone in options.zones
+            if not _is_reverse(zone) and not any(other != zone and is_under(other, zone) for other in options.zones)
+        ]
+
+    def zone(self, name: Name) -> Name | None:
+        """The zone that answers for ``name``; None: somebody else."""
+        return longest_zone(name, self._zones)
+
+    def answer(self, query: Query) -> Reply | Chase | None:
+        """The reply to a query; None when it is in none of our zones.
+
+        Whether a name that does not exist (NXDOMAIN) falls through to the next plugin is the caller's business.
+        """
+        if query.type == AXFR or query.type == IXFR:
+            return REFUSAL if self.zone(query.name) is not None else None
+        return self._lookup(query.name, query.spelling, query.type, ())
+
+    # -- names
+
+    def _lookup(self, name: Name, owner: bytes, type: int, trail: tuple[Name, ...]) -> Reply | Chase | None:
+        """``owner``: the name as the answer spells it; ``trail``: names whose CNAMEs have led here."""
+        for suffix, cut, zone in self._suffixes:
+            if name.endswith(suffix):
+                entry = self._entries.get(name[:cut])
+                if entry is not None:
+                    return self._service(name, owner, type, zone, entry.key, entry, trail)
+        found = longest_zone(name, self._zones)
+        if found is None:
+            return None
+        head = name[: len(name) - len(found)]
+        if not head:
+            return self._apex(owner, type, found)
+        if head == _VERSION_NAME:
+            version = (Record(owner, TXT, VERSION_TTL, VERSION),) if type == TXT else ()
+            return self._replies.found(found, (), version)
+        if head == _SERVER_NAME:
+            return self._server(owner, type, found)
+        if _is_reverse(found):
+            return self._reverse(name, owner, type, found)
+        return self._forward(name, owner, type, found, trail)
+
+    def _forward(self, name: Name, owner: bytes, type: int, zone: Name, trail: tuple[Name, ...]) -> Reply | Chase:
+        asked = parse(name, zone)
+        if asked is None:
+            return self._replies.missing(zone, ())
+        if not asked.namespace:
+            return self._replies.found(zone, ())
+        namespace = b"%c%b" % (len(asked.namespace), asked.namespace)
+        if asked.kind == b"pod":
+            return self._pod(owner, type, zone, asked, namespace)
+        if not asked.service:
+            facts = (b"ns/" + namespace,)
+            return self._replies.found(zone, facts) if self._exposed(namespace) else self._replies.missing(zone, facts)
+        key = entry_key(asked.service, asked.namespace)
+        entry = self._entries.get(key)
+        if asked.endpoint or asked.port or asked.protocol:
+            return self._part(owner, type, zone, key, entry, asked)
+        return self._service(name, owner, type, zone, key, entry, trail)
+
+    def _exposed(self, namespace: bytes) -> bool:
+        """Whether a namespace, given with its length octet, is there and shown."""
+        only = self._options.namespaces
+        return namespace in self._index.namespaces and (not only or namespace in only)
+
+    # -- Services
+
+    def _service(
+        self, name: Name, owner: bytes, type: int, zone: Name, key: bytes, entry: Entry | None, trail: tuple[Name, ...]
+    ) -> Reply | Chase:
+        namespace = key[1 + key[0] :]
+        facts: tuple[Fact, ...] = (b"svc/" + key, b"ns/" + namespace)
+        service = entry.service if entry is not None else None
+        if entry is None or service is None or not self._exposed(namespace):
+            return self._replies.missing(zone, facts)
+        if service.external is not None:
+            return self._external(name, owner, type, zone, service.external, facts, trail)
+        if service.headless or self._options.ignore_empty:
+            facts = (*facts, b"eps/" + key)
+            if not self._index.synced("endpointslices"):
+                return self._replies.unknown(zone, "endpointslices")
+            if not entry.ready:
+                return self._replies.missing(zone, facts)
+        width = WIDTHS.get(type)
+        if width is None:
+            if type != SRV:
+                return self._replies.found(zone, facts)
+            return self._srv(owner, zone, facts, self._candidates(entry, Asked(service=service.name)))
+        addresses = _endpoint_addresses(entry, width) if service.headless else service.addresses
+        ttl = self._ttl
+        answer = [Record(owner, type, ttl, address) for address in addresses if len(address) == width]
+        return self._replies.found(zone, facts, tuple(answer))
+
+    def _part(self, owner: bytes, type: int, zone: Name, key: bytes, entry: Entry | None, asked: Asked) -> Reply:
+        """One endpoint of a Service, or a Service restricted to a port."""
+        namespace = key[1 + key[0] :]
+        facts: tuple[Fact, ...] = (b"svc/" + key, b"ns/" + namespace)
+        service = entry.service if entry is not None else None
+        if entry is None or service is None or service.external is not None or not self._exposed(namespace):
+            return self._replies.missing(zone, facts)
+        if service.headless or asked.endpoint or self._options.ignore_empty:
+            facts = (*facts, b"eps/" + key)
+            if not self._index.synced("endpointslices"):
+                return self._replies.unknown(zone, "endpointslices")
+            if not entry.ready:
+                return self._replies.missing(zone, facts)
+        found = self._candidates(entry, asked)
+        if not found:
+            return self._replies.missing(zone, facts)
+        if type == SRV:
+            return self._srv(owner, zone, facts, found)
+        addresses = dict.fromkeys(address for _, address, _ in found)
+        return self._replies.found(zone, facts, self._replies.addresses(owner, type, addresses))
+
+    def _candidates(self, entry: Entry, asked: Asked) -> list[tuple[bytes, bytes, Port]]:
+        """(labels below ``svc``, address, port) of everything that fits; ports without a number are `_NO_PORT`."""
+        service = entry.service
+        if service is not None and not service.headless and not asked.endpoint:
+            ports = _fitting(service.ports, asked)
+            return [(entry.key, address, port) for port in ports for address in service.addresses]
+        found: list[tuple[bytes, bytes, Port]] = []
+        for part in entry.slices:
+            ports = _fitting(part.ports, asked)
+            if ports:
+                for address, label in self._labelled(part, asked.endpoint):
+                    below = b"%c%b%b" % (len(label), label, entry.key)
+                    found.extend((below, address, port) for port in ports)
+        return found
+
+    def _labelled(self, part: Slice, wanted: bytes) -> list[tuple[bytes, bytes]]:
+        """(address, label) of the endpoints in a slice; only those with the label ``wanted``, unless that is empty."""
+        # Most slices don't have the one that is wanted: a glance saves reading them.
+        if wanted and wanted not in part.hostnames and wanted not in part.pods and not part.has(undashed(wanted)):
+            return []
+        pod_names = self._options.pod_names
+        named = [
+            (address, hostname or (pod if pod_names else b"") or dashed(address))
+            for address, hostname, pod in part.endpoints()
+        ]
+        return [(address, label) for address, label in named if label == wanted] if wanted else named
+
+    def _srv(self, owner: bytes, zone: Name, facts: tuple[Fact, ...], found: list[tuple[bytes, bytes, Port]]) -> Reply:
+        """One SRV record for each target and port; all candidates, though they may share one, divide the weight."""
+        weight = max(1, 100 // len(found)) if found else 0
+        answer: dict[tuple[bytes, int], Record] = {}
+        additional: dict[tuple[bytes, bytes], Record] = {}
+        for below, address, port in found:
+            target = below + _SVC + zone
+            if port is not _NO_PORT and port.number and fits(target):
+                data = rdata.srv(0, weight, port.number, target)
+                answer[target, port.number] = Record(owner, SRV, self._ttl, data)
+                additional[target, address] = self._replies.address(target, address)
+        return self._replies.found(zone, facts, tuple(answer.values()), tuple(additional.values()))
+
+    def _external(
+        self,
+        name: Name,
+        owner: bytes,
+        type: int,
+        zone: Name,
+        target: bytes,
+        facts: tuple[Fact, ...],
+        trail: tuple[Name, ...],
+    ) -> Reply | Chase:
+        if not target:
+            return self._replies.missing(zone, facts)
+        cname = Record(owner, CNAME, self._ttl, target)
+        if type == CNAME:
+            return self._replies.found(zone, facts, (cname,))
+        folded = target.lower()
+        if type not in WIDTHS or is_under(folded, name) or name in trail or len(trail) > CHAIN:
+            return self._replies.found(zone, facts)
+        lease = Lease(FOREVER, facts)
+        if not is_under(folded, zone):
+            return Chase((cname,), target, lease)
+        further = self._lookup(folded, target, type, (*trail, name))
+        if isinstance(further, Chase):
+            return Chase((cname, *further.cnames), further.target, further.lease.shrink(FOREVER, facts))
+        if further is None or further.rcode == SERVFAIL:
+            return further or self._replies.found(zone, facts)
+        # As CoreDNS: a CNAME that leads to nothing within the zone is not shown.
+        answer = (cname, *further.answer) if further.answer else ()
+        return self._replies.found(zone, further.lease.shrink(FOREVER, facts).facts, answer)
+
+    # -- Pods
+
+    def _pod(self, owner: bytes, type: int, zone: Name, asked: Asked, namespace: bytes) -> Reply:
+        facts: tuple[Fact, ...] = (b"ns/" + namespace,)
+        mode = self._options.pods
+        if mode == "disabled" or not self._exposed(namespace):
+            return self._replies.missing(zone, facts)
+        if not asked.service:
+            return self._replies.found(zone, facts)
+        address = undashed(asked.service)
+        if not address:
+            return self._replies.missing(zone, facts)
+        if mode == "verified":
+            facts = (*facts, b"pod/" + address)
+            if not any(pod.namespace == asked.namespace for pod in self._index.pods(address)):
+                return self._replies.missing(zone, facts, "pods")
+        if type == SRV:
+            # CoreDNS has one for every Pod name, with port 0.
+            target = b"%c%b%b\x03pod%b" % (len(asked.service), asked.service, namespace, zone)
+            answer = Record(owner, SRV, self._ttl, rdata.srv(0, 100, 0, target))
+            return self._replies.found(zone, facts, (answer,), (self._replies.address(target, address),))
+        return self._replies.found(zone, facts, self._replies.addresses(owner, type, (address,)))
+
+    # -- reverse names
+
+    def _reverse(self, name: Name, owner: bytes, type: int, zone: Name) -> Reply:
+        address = reverse_address(name)
+        if address is None:
+            return self._replies.missing(zone, ())
+        facts: list[Fact] = [b"ip/" + address]
+        for entry in self._index.by_cluster_ip(address):
+            if self._shown(entry, facts):
+                return self._pointers(owner, type, zone, facts, [entry.key])
+        if not self._index.synced("services"):
+            return self._replies.unknown(zone, "services")
+        if not self._index.synced("endpointslices"):
+            return self._replies.unknown(zone, "endpointslices")
+        targets: dict[bytes, None] = {}
+        for entry in self._index.by_endpoint(address):
+            if self._shown(entry, facts):
+                for part in entry.slices:
+                    if part.has(address):
+                        named = self._labelled(part, b"")
+                        targets.update(
+                            (b"%c%b%b" % (len(label), label, entry.key), None) for at, label in named if at == address
+                        )
+        return self._pointers(owner, type, zone, facts, list(targets))
+
+    def _shown(self, entry: Entry, facts: list[Fact]) -> bool:
+        """Whether reverse lookups may name this Service; the fact on which that stands joins ``facts``."""
+        if not self._filtered:
+            return True
+        namespace = entry.key[1 + entry.key[0] :]
+        facts.append(b"ns/" + namespace)
+        return self._exposed(namespace)
+
+    def _pointers(self, owner: bytes, type: int, zone: Name, facts: list[Fact], targets: list[bytes]) -> Reply:
+        names = [target + _SVC + self._primary for target in targets]
+        answer = tuple([Record(owner, PTR, self._ttl, name) for name in names if fits(name)])
+        if not answer:
+            return self._replies.missing(zone, tuple(facts))
+        return self._replies.found(zone, tuple(facts), answer if type == PTR else ())
+
+    # -- the zone itself
+
+    def _apex(self, owner: bytes, type: int, zone: Name) -> Reply:
+        if type == SOA:
+            reply = self._replies.found(zone, (), (self._replies.soa(zone).with_owner(owner),))
+            return reply.leased(Lease())
+        if type != NS:
+            return self._replies.found(zone, ())
+        kind, servers, facts = self._servers(zone)
+        if kind:
+            return self._replies.unknown(zone, kind)
+        answer = tuple([Record(owner, NS, self._ttl, name) for name in dict.fromkeys(name for name, _ in servers)])
+        additional = tuple([self._replies.address(name, address) for name, address in servers])
+        return self._replies.found(zone, facts, answer, additional)
+
+    def _server(self, owner: bytes, type: int, zone: Name) -> Reply:
+        kind, servers, facts = self._servers(zone)
+        if kind:
+            return self._replies.unknown(zone, kind)
+        addresses = dict.fromkeys(address for _, address in servers)
+        return self._replies.found(zone, facts, self._replies.addresses(owner, type, addresses))
+
+    def _servers(self, zone: Name) -> tuple[str, list[tuple[bytes, bytes]], tuple[Fact, ...]]:
+        """What is in front of this server: ("", [(name, address)], facts), or the kind of objects that is not known."""
+        for kind in ("services", "endpointslices"):
+            if not self._index.synced(kind):
+                return kind, [], ()
+        facts: list[Fact] = []
+        servers: dict[tuple[bytes, bytes], None] = {}
+        fronted = False
+        for local in self.local:
+            facts.append(b"ip/" + local)
+            for entry in self._index.by_endpoint(local):
+                fronted = True
+                facts += (b"svc/" + entry.key, b"eps/" + entry.key)
+                if entry.service is not None:
+                    found = self._candidates(entry, Asked())
+                    servers.update(((below + _SVC + zone, address), None) for below, address, _ in found)
+        if not fronted:
+            servers.update(((_SERVER_NAME + zone, local), None) for local in self.local)
+        return "", [server for server in servers if fits(server[0])], tuple(facts)
+
+
+def primary(zones: tuple[Name, ...]) -> Name | None:
+    """The zone that reverse lookups point into: the first that is no reverse zone; None: there is none."""
+    return next((zone for zone in zones if not _is_reverse(zone)), None)
+
+
+def _is_reverse(zone: Name) -> bool:
+    return is_under(zone, IN_ADDR_ARPA) or is_under(zone, IP6_ARPA)
+
+
+def _endpoint_addresses(entry: Entry, width: int) -> dict[bytes, None]:
+    """All addresses of this width, each once."""
+    found: dict[bytes, None] = {}
+    for part in entry.slices:
+        if part.width == width:
+            found.update(dict.fromkeys(part.each()))
+    return found
+
+
+def _fitting(ports: tuple[Port, ...], asked: Asked) -> tuple[Port, ...]:
+    """The ports with the name and protocol asked for; `_NO_PORT` when there are no ports and none is asked for."""
+    if not asked.port and not asked.protocol:
+        return ports or (_NO_PORT,)
+    return tuple([port for port in ports if asked.port in (b"", port.name) and asked.protocol in (b"", port.protocol)])

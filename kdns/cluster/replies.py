@@ -1,0 +1,118 @@
+"""How answers about cluster names are put together: records, the zone's SOA, and what is said when there are none.
+
+An answer stands until one of its facts (see `index`) is dropped.  The serial in the SOA of a negative answer may then be
+older than the index: nobody follows changes by it, so such answers stand, too; only the SOA that is asked for itself is
+made anew for each question.  What depends on objects that are not known yet is SERVFAIL, with EDE 14 (Not Ready).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from kdns import rdata
+from kdns.cluster.index import Index
+from kdns.message import (
+    AA,
+    AAAA,
+    EDE_NOT_READY,
+    FOREVER,
+    NXDOMAIN,
+    REFUSED,
+    SERVFAIL,
+    SOA,
+    A,
+    Fact,
+    Lease,
+    Record,
+    Reply,
+)
+from kdns.name import MAX_NAME, BadName, Name, address_text, pack_address
+
+PLUGIN: Final = "kubernetes"
+REFUSAL: Final = Reply(REFUSED, plugin=PLUGIN)
+
+WIDTHS: Final = {A: 4, AAAA: 16}
+"""Type of an address record → octets of its address."""
+
+_MAPPED: Final = bytes(10) + b"\xff\xff"
+
+
+class Replies:
+    """Makes the replies of one ``kubernetes`` directive; ``ttl`` in seconds."""
+
+    def __init__(self, index: Index, ttl: int) -> None:
+        self._index = index
+        self._ttl = ttl
+        self._soas: dict[Name, Record] = {}
+        self._serial = -1
+
+    def found(
+        self, zone: Name, facts: tuple[Fact, ...], answer: tuple[Record, ...] = (), additional: tuple[Record, ...] = ()
+    ) -> Reply:
+        """What is asked for a name that exists; without records that is NODATA."""
+        authority = () if answer else (self.soa(zone),)
+        return Reply(0, answer, authority, additional, AA, Lease(FOREVER, facts), plugin=PLUGIN)
+
+    def missing(self, zone: Name, facts: tuple[Fact, ...], *kinds: str) -> Reply:
+        """NXDOMAIN; SERVFAIL while that cannot be known, for want of Namespaces, Services, or the ``kinds`` named.
+
+        Even a name without meaning is not denied before Namespaces and Services are known (as in CoreDNS): then kdns
+        knows nothing of its zone.
+        """
+        for kind in ("namespaces", "services", *kinds) if self._index.waiting else ():
+            if not self._index.synced(kind):
+                return self.unknown(zone, kind)
+        return Reply(NXDOMAIN, (), (self.soa(zone),), (), AA, Lease(FOREVER, facts), plugin=PLUGIN)
+
+    def unknown(self, zone: Name, kind: str) -> Reply:
+        """SERVFAIL: the objects of this kind are not known yet."""
+        ede = ((EDE_NOT_READY, f"{kind} not synced"),)
+        return Reply(SERVFAIL, (), (self.soa(zone),), (), AA, ede=ede, plugin=PLUGIN)
+
+    def soa(self, zone: Name) -> Record:
+        """The zone's SOA record."""
+        serial = self._index.serial
+        if serial != self._serial:
+            self._soas.clear()
+            self._serial = serial
+        soa = self._soas.get(zone)
+        if soa is None:
+            mname, rname = b"\x02ns\x03dns" + zone, b"\x0ahostmaster" + zone
+            data = rdata.soa(mname, rname, serial & 0xFFFFFFFF, 7200, 1800, 86400, self._ttl)
+            soa = self._soas[zone] = Record(zone, SOA, min(self._ttl, 300), data)
+        return soa
+
+    def address(self, owner: bytes, address: bytes) -> Record:
+        """The A or AAAA record of a packed address."""
+        return Record(owner, A if len(address) == 4 else AAAA, self._ttl, address)
+
+    def addresses(self, owner: bytes, type: int, addresses: Iterable[bytes]) -> tuple[Record, ...]:
+        """A or AAAA records of the addresses that fit the type; none for other types."""
+        width = WIDTHS.get(type)
+        return tuple([Record(owner, type, self._ttl, address) for address in addresses if len(address) == width])
+
+
+def dashed(address: bytes) -> bytes:
+    """The label of an endpoint without a name: its address with dashes; none ends with a dash."""
+    if len(address) == 4:
+        return b"%d-%d-%d-%d" % tuple(address)
+    label = address_text(address).replace(":", "-").encode()
+    return label + b"0" if label.endswith(b"-") else label
+
+
+def undashed(label: bytes) -> bytes:
+    """The packed address that a label spells with dashes; empty when it is none."""
+    separator = b"." if label.count(b"-") == 3 and b"--" not in label else b":"
+    try:
+        address = pack_address(label.replace(b"-", separator).decode("ascii"))
+    except (BadName, UnicodeDecodeError):
+        return b""
+    if b"." in label or b":" in label:
+        return b""
+    return address[12:] if address.startswith(_MAPPED) else address
+
+
+def fits(name: bytes) -> bool:
+    """Whether a name that was put together is not too long to be one."""
+    return len(name) <= MAX_NAME
