@@ -29,12 +29,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Final, TypeAlias
+from typing import Final
 
 import msgspec
 
 from kdns import limits, zonefile
 from kdns.corefile import Directive
+from kdns.files import Stamp, stamp, stamp_of
 from kdns.log import Logger
 from kdns.message import (
     AA,
@@ -58,9 +59,6 @@ _RELOAD: Final = 60.0
 _MOST_CHASES: Final = 8
 """How often a question may come back here through CNAME chases (CoreDNS)."""
 
-Stamp: TypeAlias = tuple[int, int, int]
-"""Modification time in ns, size, inode: changes when a file or the link to it does."""
-
 
 class Source:
     """One zone of one file; outlives a reload of the Corefile, and so does what was read."""
@@ -81,7 +79,7 @@ class Source:
     @property
     def changed(self) -> bool:
         """Whether any of the files that the zone was read from is another now, or it was never read."""
-        return not self._stamps or any(_stamp(path) != stamp for path, stamp in self._stamps.items())
+        return not self._stamps or any(stamp(path) != then for path, then in self._stamps.items())
 
     def read(self, known_serial: int | None = None, pause: Callable[[], None] | None = None) -> Reading:
         """Read it, in any thread; changes nothing.  Raises BadZone and OSError."""
@@ -269,20 +267,9 @@ def _quoted(source: Source) -> str:
     return f'"{to_text(source.origin)}" in "{source.path}"'
 
 
-def _stamp(path: str) -> Stamp | None:
-    try:
-        return _stamp_of(os.stat(path))
-    except OSError:
-        return None
-
-
-def _stamp_of(status: os.stat_result) -> Stamp:
-    return status.st_mtime_ns, status.st_size, status.st_ino
-
-
 @contextmanager
 def _open(stamps: dict[str, Stamp], path: str) -> Iterator[Iterable[str]]:
     with open(path, encoding="utf-8", errors=zonefile.OCTETS) as file:
-        stamps[path] = _stamp_of(os.fstat(file.fileno()))
+        stamps[path] = stamp_of(os.fstat(file.fileno()))
         # A line without end must not be read whole.
         yield iter(partial(file.readline, limits.ZONE_ENTRY + 1), "")
