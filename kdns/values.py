@@ -94,6 +94,28 @@ def duration(text: str) -> float:
     return -total if text[0] == "-" else total
 
 
+def duration_text(seconds: float) -> str:
+    """A duration as Go writes it: ``1h5m0s``, ``1.5s``, ``250ms``, ``0s``."""
+    nanoseconds = round(abs(seconds) * 1e9)
+    sign = "-" if seconds < 0 and nanoseconds else ""
+    if 0 < nanoseconds < 10**9:
+        unit, size = next((unit, size) for unit, size in _SMALL_UNITS if nanoseconds >= size)
+        return f"{sign}{_fraction(nanoseconds, size)}{unit}"
+    minutes, rest = divmod(nanoseconds, 60 * 10**9)
+    hours, minutes = divmod(minutes, 60)
+    head = f"{hours}h{minutes}m" if hours else f"{minutes}m" if minutes else ""
+    return f"{sign}{head}{_fraction(rest, 10**9)}s"
+
+
+_SMALL_UNITS: Final = (("ms", 10**6), ("µs", 10**3), ("ns", 1))
+
+
+def _fraction(value: int, unit: int) -> str:
+    whole, rest = divmod(value, unit)
+    digits = str(unit + rest)[1:].rstrip("0")
+    return f"{whole}.{digits}" if digits else str(whole)
+
+
 def seconds_or_duration(text: str) -> float:
     """As `duration`, but a bare integer counts as seconds (CoreDNS: ``timeouts``, ``reload`` of some plugins)."""
     try:

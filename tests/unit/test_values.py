@@ -60,6 +60,30 @@ def test_no_durations(text: str, says: str) -> None:
     assert str(caught.value) == says
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0s"),
+        (5, "5s"),
+        (1.5, "1.5s"),
+        (60, "1m0s"),
+        (90.25, "1m30.25s"),
+        (3900, "1h5m0s"),
+        (3600, "1h0m0s"),
+        (-5, "-5s"),
+        (0.25, "250ms"),
+        (0.0015, "1.5ms"),
+        (1.5e-5, "15µs"),
+        (7e-9, "7ns"),
+        (5.001, "5.001s"),
+        (0.9999999999, "1s"),
+        (-1e-12, "0s"),
+    ],
+)
+def test_durations_as_go_writes_them(seconds: float, text: str) -> None:
+    assert values.duration_text(seconds) == text
+
+
 def test_bare_seconds_where_coredns_takes_them() -> None:
     assert values.seconds_or_duration("30") == 30
     assert values.seconds_or_duration("1m") == 60

@@ -1,0 +1,126 @@
+"""bind: listen on these addresses instead of on all.
+
+``bind (ADDRESS | INTERFACE)… [{ except (ADDRESS | INTERFACE)… }]``
+
+INTERFACE stands for all addresses that a network interface has when the Corefile is (re)loaded.  ``except`` leaves
+some out.  Several lines add up.  All server blocks with the same zone and port must bind, or none.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from kdns.corefile import Directive
+from kdns.name import BadName, address_text, pack_address
+from kdns.plugin import Plugin, Site
+
+
+class Bind(Plugin):
+    """Sets `Site.bind`."""
+
+    name = "bind"
+    handles = False
+
+    @classmethod
+    def setup(cls, uses: Sequence[Directive], site: Site) -> Plugin:
+        """``bind (ADDRESS | INTERFACE)… [{ except … }]``."""
+        found: list[str] = []
+        for use in uses:
+            if not use.args:
+                raise use.error("at least one address or interface name is expected")
+            left_out: list[str] = []
+            for option in use.options():
+                if option.name != "except":
+                    raise option.error(f'invalid option "{option.name}"')
+                if not option.args:
+                    raise option.error("at least one address or interface must be given to except subdirective")
+                left_out = _addresses(option)
+            found += [address for address in _addresses(use) if address not in left_out]
+        if not found:
+            raise uses[-1].error("no address is left to listen on")
+        site.bind += tuple(found)
+        return cls()
+
+
+def _addresses(use: Directive) -> list[str]:
+    """The addresses that a directive's words stand for."""
+    indexes = {interface: index for index, interface in socket.if_nameindex()}
+    found: list[str] = []
+    for word in use.args:
+        if word in indexes:
+            try:
+                found += interface_addresses(indexes[word])
+            except OSError:
+                raise use.error(f'failed to get the IP addresses of the interface: "{word}"') from None
+            continue
+        address, percent, scope = word.partition("%")
+        try:
+            found.append(address_text(pack_address(address)) + percent + scope)
+        except BadName:
+            raise use.error(f'not a valid IP address or interface name: "{word}"') from None
+    return found
+
+
+# --- asking the kernel (rtnetlink(7)) --------------------------------------------------------------------------------
+
+_RTM_GETADDR: Final = 22
+_NLM_F_REQUEST_DUMP: Final = 0x301
+_NLMSG_ERROR: Final = 2
+_NLMSG_DONE: Final = 3
+_IFA_ADDRESS: Final = 1
+_IFA_LOCAL: Final = 2
+_MESSAGE: Final = struct.Struct("=IHHII")
+_IFADDR: Final = struct.Struct("=BBBBI")
+_ATTRIBUTE: Final = struct.Struct("=HH")
+
+
+def interface_addresses(index: int) -> list[str]:
+    """All addresses of an interface, IPv4 first; link-local IPv6 ones with their zone.  Raises OSError."""
+    found: list[str] = []
+    for interface, address in _all_addresses():
+        if interface == index:
+            text = address_text(address)
+            link_local = len(address) == 16 and address[0] == 0xFE and address[1] & 0xC0 == 0x80
+            found.append(f"{text}%{socket.if_indextoname(index)}" if link_local else text)
+    return found
+
+
+def _all_addresses() -> Iterator[tuple[int, bytes]]:
+    """(interface index, packed address) of all addresses of this machine."""
+    if not hasattr(socket, "AF_NETLINK"):
+        raise OSError("interface names need Linux")
+    request = _MESSAGE.pack(_MESSAGE.size + _IFADDR.size, _RTM_GETADDR, _NLM_F_REQUEST_DUMP, 1, 0) + bytes(_IFADDR.size)
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0) as kernel:
+        kernel.settimeout(1.0)
+        kernel.sendto(request, (0, 0))
+        while True:
+            data = kernel.recv(65536)
+            for kind, body in _messages(data):
+                if kind == _NLMSG_DONE:
+                    return
+                if kind == _NLMSG_ERROR:
+                    raise OSError("the kernel does not tell addresses")
+                index = _IFADDR.unpack_from(body)[4]
+                attributes = dict(_attributes(body[_IFADDR.size :]))
+                address = attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS)
+                if address is not None and len(address) in (4, 16):
+                    yield index, address
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while at + _MESSAGE.size <= len(data):
+        length, kind, *_ = _MESSAGE.unpack_from(data, at)
+        yield kind, data[at + _MESSAGE.size : at + length]
+        at += max(length + 3 & ~3, _MESSAGE.size)
+
+
+def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while at + _ATTRIBUTE.size <= len(data):
+        length, kind = _ATTRIBUTE.unpack_from(data, at)
+        yield kind, data[at + _ATTRIBUTE.size : at + length]
+        at += max(length + 3 & ~3, _ATTRIBUTE.size)
