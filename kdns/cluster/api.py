@@ -1,0 +1,268 @@
+"""Cluster objects from the API server: one task per kind that keeps a `watch.Watch` going and hands its events on.
+
+Nothing that the API server does or sends ends a task: it is logged (seldom), shown in `ApiSource.trouble`, and tried
+again.  Events are applied a millisecond's worth at a time, so that queries are answered during the longest list.
+
+Metrics, beside those of `kdns.cluster.http`:
+
+- ``kdns_kubernetes_relists_total{resource}``: lists begun after the first;
+- ``kdns_kubernetes_rejected_total{resource,reason}``: what was turned away: ``page`` or ``line``, which were too large,
+  ``nonsense``, which could not be read, ``odd``: objects left out of a list because they make no sense;
+- ``kdns_kubernetes_last_event_age_seconds{resource}``: since the API server last said anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from typing import Final
+
+from kdns import limits
+from kdns.cluster.credentials import ApiError
+from kdns.cluster.http import Connection, Response, TooLarge
+from kdns.cluster.objects import Event, Init, ObjectError, Status, decode_event, decode_list, decode_status
+from kdns.cluster.watch import (
+    Ended,
+    Failed,
+    Input,
+    Late,
+    Listed,
+    Nonsense,
+    Opened,
+    Oversize,
+    Refused,
+    Selection,
+    Watch,
+)
+from kdns.log import Logger
+from kdns.metrics import Metrics
+
+__all__ = ["ApiError", "ApiSource", "Connection", "Selection"]
+
+SLICE: Final = 0.001
+"""Seconds of work on events until queries get their turn."""
+LOG_PAUSE: Final = 5.0
+"""Seconds between log lines about one kind."""
+LOG_AGAIN: Final = 60.0
+"""Seconds until the same trouble is told again."""
+
+
+class ApiSource:
+    """Keeps an index in step with an API server."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        kinds: Mapping[str, Selection],
+        apply: Callable[[Event], object],
+        *,
+        now: Callable[[], float] = time.monotonic,
+        metrics: Metrics,
+        log: Logger,
+    ) -> None:
+        """``kinds``: which kinds to follow, and which of their objects.  ``apply`` takes each event, in order."""
+        self._connection = connection
+        self._followers = [
+            _Follower(connection, Watch(kind, selection), apply, now, metrics, log) for kind, selection in kinds.items()
+        ]
+        self._tasks: list[asyncio.Task[None]] = []
+        self._forget_metrics = metrics.before_scrape(self._show_ages)
+
+    @property
+    def status(self) -> dict[str, str]:
+        """Why a kind is not known yet, in words for ``/ready``; empty once its first list was whole."""
+        return {
+            watch.kind: "" if watch.synced else watch.trouble or "the first list is under way"
+            for watch in (follower.watch for follower in self._followers)
+        }
+
+    @property
+    def trouble(self) -> dict[str, str]:
+        """What is in the way of a kind at this moment, known or not; empty: nothing."""
+        return {follower.watch.kind: follower.watch.trouble for follower in self._followers}
+
+    def start(self) -> None:
+        """Begin, in the running loop."""
+        self._tasks = [
+            asyncio.create_task(follower.run(), name=f"kubernetes {follower.watch.kind}")
+            for follower in self._followers
+        ]
+
+    def close(self) -> None:
+        """End; no event is applied from now on."""
+        for task in self._tasks:
+            task.cancel()
+        self._connection.close()
+        self._forget_metrics()
+
+    async def wait_closed(self) -> None:
+        """Wait until the tasks have ended after `close`."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _show_ages(self) -> None:
+        for follower in self._followers:
+            follower.show_age()
+
+
+class _Follower:
+    """Follows one kind."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        watch: Watch,
+        apply: Callable[[Event], object],
+        now: Callable[[], float],
+        metrics: Metrics,
+        log: Logger,
+    ) -> None:
+        self.watch = watch
+        self._kind = watch.kind
+        self._connection = connection
+        self._apply = apply
+        self._now = now
+        self._log = log
+        self._turn = 0.0  # when others get their turn
+        self._told = ""  # the trouble that the log knows of
+        self._told_at = float("-inf")
+        self._heard_at: float | None = None
+        self._begun = False  # the first list
+        self._relists = metrics.counter(
+            "kdns_kubernetes_relists_total", "Lists begun after the first.", ("resource",)
+        ).cell(self._kind)
+        self._rejected = metrics.counter(
+            "kdns_kubernetes_rejected_total", "Pages, lines and objects turned away.", ("resource", "reason")
+        )
+        self._age = metrics.gauge(
+            "kdns_kubernetes_last_event_age_seconds", "Since the API server last said anything.", ("resource",)
+        )
+
+    def show_age(self) -> None:
+        if self._heard_at is not None:
+            self._age.cell(self._kind).value = self._now() - self._heard_at
+
+    async def run(self) -> None:
+        """Ask what is to be asked next, for ever."""
+        while True:
+            try:
+                await self._ask()
+            except ApiError as error:
+                await self._feed(Failed(str(error)))
+            except Exception as error:  # noqa: BLE001 - a bug in taking one object in must not end the watch of all
+                self._log.error(f"{self._kind}: {error!r}")
+                self.watch.start_over("events were lost", self._now())
+
+    async def _ask(self) -> None:
+        request = self.watch.request
+        await asyncio.sleep(request.wait)
+        response = await self._connection.get(request.target)
+        try:
+            if response.status != 200:
+                await self._feed(Refused(await _refusal(response)))
+            elif request.verb == "list":
+                await self._page(response)
+            else:
+                await self._follow(response)
+        finally:
+            response.close()
+
+    async def _page(self, response: Response) -> None:
+        try:
+            text = await response.read(limits.API_PAGE)
+            page = decode_list(self._kind, text)
+        except TooLarge:
+            self._reject("page")
+            await self._feed(Oversize())
+        except ObjectError as error:
+            self._reject("nonsense")
+            await self._feed(Nonsense(str(error)))
+        else:
+            for complaint in page.odd:
+                self._reject("odd")
+                self._tell(complaint)
+            self._heard_at = self._now()
+            await self._feed(Listed(page, len(text)))
+
+    async def _follow(self, response: Response) -> None:
+        watch = self.watch
+        await self._feed(Opened())
+        while watch.open:
+            try:
+                lines = await self._lines(response)
+            except TimeoutError:
+                await self._feed(Late())
+                continue
+            except TooLarge as error:
+                self._reject("line")
+                await self._feed(Nonsense(str(error)))
+                if watch.open:
+                    raise
+                continue
+            if lines is None:
+                await self._feed(Ended())
+                continue
+            self._heard_at = self._now()
+            for line in lines:
+                await self._line(line)
+                if not watch.open:
+                    break
+
+    async def _lines(self, response: Response) -> list[bytes] | None:
+        """The next lines; raises TimeoutError when the watch's deadline passes, also while lines keep coming."""
+        left = self.watch.deadline - self._now()
+        if left <= 0:
+            raise TimeoutError
+        async with asyncio.timeout(left):
+            return await response.lines()
+
+    async def _line(self, line: bytes) -> None:
+        try:
+            event = decode_event(self._kind, line)
+        except ObjectError as error:
+            self._reject("nonsense")
+            await self._feed(Nonsense(str(error)))
+        else:
+            await self._feed(event)
+
+    async def _feed(self, what: Input) -> None:
+        """Hand the input to the watch and its events to the index."""
+        for event in self.watch.feed(what, self._now()):
+            self._apply(event)
+            if isinstance(event, Init):
+                self._relists.value += self._begun
+                self._begun = True
+            if self._now() >= self._turn:
+                await asyncio.sleep(0)
+                self._turn = self._now() + SLICE
+        if self.watch.trouble != self._told:
+            self._report(self.watch.trouble)
+
+    def _reject(self, reason: str) -> None:
+        self._rejected.cell(self._kind, reason).value += 1
+
+    def _report(self, trouble: str) -> None:
+        """Tell of trouble, and of its end."""
+        if trouble:
+            self._tell(trouble)
+        elif self.watch.synced:
+            self._told = ""
+            self._log.info(f"{self._kind}: in step with the API server again")
+
+    def _tell(self, trouble: str) -> None:
+        now = self._now()
+        if now - self._told_at >= (LOG_AGAIN if trouble == self._told else LOG_PAUSE):
+            self._told = trouble
+            self._told_at = now
+            self._log.warning(f"{self._kind}: {trouble}")
+
+
+async def _refusal(response: Response) -> Status:
+    """Why the server refuses: its status, its Retry-After, and the Status object in the body if there is one."""
+    try:
+        said = decode_status(await response.read(limits.API_STATUS))
+    except ApiError:
+        said = Status()
+    header = response.headers.get("retry-after", "")
+    seconds = int(header) if header.isdecimal() and len(header) < 10 else 0
+    return Status(response.status, said.reason, said.message, seconds or said.retry_after)
