@@ -64,6 +64,8 @@ LOG_BUFFER: Final = 2**20
 """Log text that waits for a stalled reader; further lines are counted (kdns_log_dropped_total) and let go."""
 LOG_LINE: Final = 8192
 """One log line."""
+ERROR_LINES: Final = 100
+"""Lines of the ``errors`` plugin in a second; the rest is summed up in one line (kdns_errors_suppressed_total)."""
 METRIC_SERIES: Final = 1_000
 """Label sets of one metric; further ones are counted together under the label value ``other``."""
 
@@ -169,3 +171,9 @@ HOSTS_FILE: Final = 64 * 2**20
 """Octets of a hosts file; one that has grown beyond is not taken (a warning is logged)."""
 HOSTS_PER_KEY: Final = 1024
 """Addresses of one name, and names of one address (kdns_hosts_skipped_entries): few more would fit into any answer."""
+
+# --- templates -------------------------------------------------------------------------------------------------------
+TEMPLATE_DEPTH: Final = 50
+"""Blocks and parentheses in one another, in a template."""
+TEMPLATE_ROUNDS: Final = 1_000
+"""Rounds of all loops in one rendering of a template; then it fails (coredns_template_template_failures_total)."""
