@@ -92,7 +92,9 @@ def build(process: Process, corefile: Corefile, default_port: int) -> Configurat
 def _site(process: Process, block: ServerBlock, default_port: int) -> Site:
     zones = tuple(dict.fromkeys(key.zone for key in block.keys))
     listens = tuple(dict.fromkeys(_endpoint(key, "", default_port).label for key in block.keys))
-    return Site(process, zones, os.path.dirname(block.file) or ".", listens)
+    site = Site(process, zones, os.path.dirname(block.file) or ".", listens)
+    site.directives = block.directives
+    return site
 
 
 def _endpoint(key: Key, host: str, default_port: int) -> Endpoint:

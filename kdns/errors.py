@@ -12,7 +12,7 @@
      ├─ ObjectError          an API object or manifest that makes no sense     (cluster.objects)
      ├─ ApiError             the API server did not give what was asked        (cluster.api)
      ├─ UpstreamError        another server did not answer                     (upstream)
-     └─ ListenError          an address that cannot be listened on             (server)
+     └─ ListenError          an address that cannot be listened on             (listen.sockets)
 
 Anything else that leaves a public function is a bug.  A query's failure is no exception but a `message.Reply`
 whose ``error`` says why, so that every plugin above sees it and the client gets an rcode.

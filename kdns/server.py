@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import itertools
 import re
 import socket
@@ -25,18 +24,12 @@ from kdns.corefile import Corefile
 from kdns.errors import KdnsError
 from kdns.handler import Handler
 from kdns.listen import stream, udp
+from kdns.listen.sockets import Sockets, open_dns, open_http
 from kdns.message import SERVFAIL, Query, Reply, failure
 from kdns.name import to_text
 from kdns.packetcache import PacketCache
 from kdns.plugin import Plugin, Process
 from kdns.plugins.reload import Reload
-from kdns.values import listen_address
-
-_WILDCARDS: Final = ("0.0.0.0", "::")  # noqa: S104 - CoreDNS listens on all addresses unless told otherwise
-
-
-class ListenError(KdnsError):
-    """An address that cannot be listened on; the message names it."""
 
 
 class Server:
@@ -54,7 +47,8 @@ class Server:
         self._tried = ""
         self._endpoints: dict[Endpoint, _Serving] = {}
         self._http: dict[str, HttpListener] = {}
-        self._retiring: dict[asyncio.Task[None], Configuration] = {}
+        self._retired: list[_Retired] = []
+        self._stopping: set[asyncio.Task[None]] = set()
         self._changing = asyncio.Lock()
         self._polling: asyncio.Task[None] | None = None
         self._reloading: asyncio.Task[bool] | None = None
@@ -135,9 +129,9 @@ class Server:
             await self._wait_for_answers()
         for serving in self._endpoints.values():
             serving.close()
-        for task in list(self._retiring):
-            task.cancel()
-        await asyncio.gather(*self._retiring, return_exceptions=True)
+        for retired in list(self._retired):
+            self._let_go(retired)
+        await asyncio.gather(*self._stopping)
         await _stop(plugins)
         for http in self._http.values():
             http.close()
@@ -152,10 +146,13 @@ class Server:
         with contextlib.ExitStack() as opened:
             try:
                 new = build(self.process, corefile, self._port)
-                sockets = {
-                    endpoint: _open(endpoint, opened) for endpoint in new.services if endpoint not in self._endpoints
+                self._make_way(new.services)
+                dns = {
+                    endpoint: open_dns(endpoint.label, endpoint.scheme, endpoint.host, endpoint.port, opened)
+                    for endpoint in new.services
+                    if endpoint not in self._endpoints
                 }
-                https = {address: _open_http(address, opened) for address in new.http if address not in self._http}
+                http = {address: open_http(address, opened) for address in new.http if address not in self._http}
                 for plugin in new.plugins:
                     started.append(plugin)
                     await _start(plugin)
@@ -164,13 +161,19 @@ class Server:
                 self._keep_only_used()
                 raise
             opened.pop_all()
-        await self._put_in_force(new, sockets, https)
+        await self._put_in_force(new, dns, http)
+
+    def _make_way(self, wanted: Iterable[Endpoint]) -> None:
+        """Close what an older configuration has left open where the new one wants to listen again."""
+        for retired in self._retired:
+            for endpoint in retired.leaving.keys() & set(wanted):
+                retired.leaving.pop(endpoint).close()
 
     async def _put_in_force(
         self,
         new: Configuration,
-        sockets: dict[Endpoint, _Sockets],
-        https: dict[str, list[socket.socket]],
+        dns: dict[Endpoint, Sockets],
+        http: dict[str, list[socket.socket]],
     ) -> None:
         old, self._current = self._current, new
         self.process.plugins = new.plugins
@@ -178,28 +181,28 @@ class Server:
             if endpoint in self._endpoints:
                 self._endpoints[endpoint].handler.routes = service.routes
             else:
-                self._endpoints[endpoint] = self._serve(endpoint, service, sockets[endpoint])
+                self._endpoints[endpoint] = self._serve(endpoint, service, dns[endpoint])
         self._packets.clear()
+        leaving: dict[Endpoint, _Serving] = {}
         for endpoint in [endpoint for endpoint in self._endpoints if endpoint not in new.services]:
-            gone = self._endpoints.pop(endpoint)
-            gone.stop_reading()
-            asyncio.get_running_loop().call_later(limits.RETIRE, gone.close)
-        await self._serve_http(new.http, https)
+            leaving[endpoint] = self._endpoints.pop(endpoint)
+            leaving[endpoint].stop_reading()
+        await self._serve_http(new.http, http)
         if old is not None:
-            self._retire(old)
+            self._retire(old, leaving)
         self._version.forget(*(("sha512", old.digest) if old else ("", "")))
         self._version.cell("sha512", new.digest).value = 1
         self._poll(new)
 
-    def _serve(self, endpoint: Endpoint, service: Service, sockets: _Sockets) -> _Serving:
+    def _serve(self, endpoint: Endpoint, service: Service, opened: Sockets) -> _Serving:
         handler = Handler(self.process, self._packets, service.routes)
         label, metrics = endpoint.label, self.process.metrics
         listeners: list[udp.UdpListener | stream.StreamListener] = [
-            udp.UdpListener(sock, handler, self._packets, label, self._scope(), metrics) for sock in sockets.datagram
+            udp.UdpListener(sock, handler, self._packets, label, self._scope(), metrics) for sock in opened.datagram
         ]
         listeners += [
             stream.StreamListener(sock, handler, self._packets, label, self._scope(), metrics, service.tls)
-            for sock in sockets.stream
+            for sock in opened.stream
         ]
         return _Serving(handler, listeners)
 
@@ -218,28 +221,28 @@ class Server:
 
     # -- what the old configuration leaves behind
 
-    def _retire(self, old: Configuration) -> None:
-        """Let the queries that began on the old chains end, then stop its plugins."""
+    def _retire(self, old: Configuration, leaving: dict[Endpoint, _Serving]) -> None:
+        """Let the queries that began on the old chains end, then stop its plugins and close its own sockets."""
+        if len(self._retired) >= limits.RETIRING:
+            self._let_go(self._retired[0])
+        retired = _Retired(old, leaving)
+        retired.timer = asyncio.get_running_loop().call_later(limits.RETIRE, self._let_go, retired)
+        self._retired.append(retired)
 
-        async def later() -> None:
-            try:
-                await asyncio.sleep(limits.RETIRE)
-            finally:
-                await _stop(old.plugins)
-
-        if len(self._retiring) >= limits.RETIRING:
-            next(iter(self._retiring)).cancel()
-        task = asyncio.create_task(later())
-        self._retiring[task] = old
-        task.add_done_callback(self._retired)
-
-    def _retired(self, task: asyncio.Task[None]) -> None:
-        self._retiring.pop(task, None)
+    def _let_go(self, retired: _Retired) -> None:
+        if retired.timer is not None:
+            retired.timer.cancel()
+        self._retired.remove(retired)
+        for serving in retired.leaving.values():
+            serving.close()
+        task = asyncio.create_task(_stop(retired.configuration.plugins))
+        self._stopping.add(task)
+        task.add_done_callback(self._stopping.discard)
         self._keep_only_used()
 
     def _keep_only_used(self) -> None:
         used: set[tuple[Any, ...]] = set()
-        for configuration in (self._current, *self._retiring.values()):
+        for configuration in (self._current, *(retired.configuration for retired in self._retired)):
             if configuration is not None:
                 used |= configuration.taken
         self.process.warehouse.keep_only(used)
@@ -279,13 +282,6 @@ class Server:
         return failure(SERVFAIL, f"nothing listens on {query.listener.server} any more")
 
 
-class _Sockets(msgspec.Struct, frozen=True):
-    """The open sockets of one Endpoint, IPv4 and IPv6."""
-
-    datagram: list[socket.socket]
-    stream: list[socket.socket]
-
-
 class _Serving(msgspec.Struct, frozen=True):
     """One Endpoint that is served."""
 
@@ -320,62 +316,17 @@ class _Serving(msgspec.Struct, frozen=True):
         return lines
 
 
+class _Retired(msgspec.Struct, eq=False):
+    """A configuration that is no longer in force."""
+
+    configuration: Configuration
+    leaving: dict[Endpoint, _Serving]
+    """What it alone listened on: read no more, open for late answers."""
+    timer: asyncio.TimerHandle | None = None
+
+
 # RFC 1035 section 2.3.1; the root and reverse zones are excused.
 _PREFERRED: Final = re.compile(r"\.|.*\.(in-addr|ip6)\.arpa\.|([A-Za-z]([A-Za-z0-9-]*[A-Za-z0-9])?\.)+")
-
-
-def _open(endpoint: Endpoint, opened: contextlib.ExitStack) -> _Sockets:
-    """Open an Endpoint's sockets.  Without a host both families are served, or the one that this machine has."""
-    sockets = _Sockets([], [])
-    port = endpoint.port
-    for host in (endpoint.host,) if endpoint.host else _WILDCARDS:
-        try:
-            if endpoint.scheme == "dns":
-                sockets.datagram.append(_closing(udp.open_socket(host, port), opened))
-                # Port 0 means any, but the same one for all sockets of the endpoint.
-                port = port or sockets.datagram[0].getsockname()[1]
-            sockets.stream.append(_closing(stream.open_socket(host, port), opened))
-            port = port or sockets.stream[0].getsockname()[1]
-        except OSError as error:
-            if not endpoint.host and error.errno in _NO_FAMILY:
-                continue
-            raise ListenError(f"cannot listen on {endpoint.label}: {_reason(host, port, error)}") from error
-    if not sockets.stream:
-        raise ListenError(f"cannot listen on {endpoint.label}: this machine has no address family for it")
-    return sockets
-
-
-def _open_http(address: str, opened: contextlib.ExitStack) -> list[socket.socket]:
-    host, port = listen_address(address)
-    hosts: tuple[str, ...] = _WILDCARDS
-    if host:
-        try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        except OSError as error:
-            raise ListenError(f"cannot listen on http://{address}: {error.strerror}") from error
-        # As Go does it: a name stands for one address, an IPv4 one if it has any.
-        hosts = (str(min(found, key=lambda info: info[0] != socket.AF_INET)[4][0]),)
-    sockets: list[socket.socket] = []
-    for host in hosts:
-        try:
-            sockets.append(_closing(stream.open_socket(host, port), opened))
-        except OSError as error:
-            if len(hosts) > 1 and error.errno in _NO_FAMILY:
-                continue
-            raise ListenError(f"cannot listen on http://{address}: {_reason(host, port, error)}") from error
-    return sockets
-
-
-_NO_FAMILY: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
-
-
-def _reason(host: str, port: int, error: OSError) -> str:
-    return f"{host} port {port}: {error.strerror or error}"
-
-
-def _closing(sock: socket.socket, opened: contextlib.ExitStack) -> socket.socket:
-    opened.callback(sock.close)
-    return sock
 
 
 async def _start(plugin: Plugin) -> None:

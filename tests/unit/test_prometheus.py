@@ -53,7 +53,7 @@ async def test_a_reload_shows_what_is_enabled_now(monkeypatch: pytest.MonkeyPatc
     async with serving(lambda: text) as server:
         text = f". {{\n prometheus 127.0.0.1:{port}\n whoami\n}}\n"
         assert await server.reload()
-        while server._retiring:
+        while server._retired or server._stopping:
             await ask(server.ports[0], "a.")
         body = (await http_get(port, "/metrics"))[1]
         assert 'coredns_plugin_enabled{name="whoami"' in body and 'coredns_plugin_enabled{name="errors"' not in body

@@ -9,9 +9,10 @@ import pytest
 from kdns import limits
 from kdns.corefile import CorefileError, Directive
 from kdns.errors import KdnsError
+from kdns.listen.sockets import ListenError
 from kdns.message import NOERROR, A, Query, Record, Reply
 from kdns.plugin import Next, Plugin, Site
-from kdns.server import ListenError, Server
+from kdns.server import Server
 from tests.support import answers, ask, captured_log, free_port, installed, parse, serving
 
 LIVES: list[str] = []
@@ -186,7 +187,7 @@ async def test_old_configurations_are_bounded(monkeypatch: pytest.MonkeyPatch) -
             assert await server.reload()
             await asyncio.sleep(0)
             await asyncio.sleep(0)
-            assert len(server._retiring) <= limits.RETIRING
+            assert len(server._retired) <= limits.RETIRING
         assert await address(server.ports[0]) == f"10.0.0.{number}"
 
 
@@ -198,9 +199,14 @@ async def test_listeners_come_and_go() -> None:
         assert await server.reload()
         assert answers(await ask(second, "a.other."))[0].endswith("10.0.0.2")
         assert (await ask(second, "a.example.")).rcode() == 5
-        text = text.split("other.")[0]
+        whole, text = text, text.split("other.")[0]
         assert await server.reload()
         assert len(server.ports) == 1
+        text = whole
+        assert await server.reload()
+        assert answers(await ask(second, "a.other."))[0].endswith("10.0.0.2")
+        text = text.split("other.")[0]
+        assert await server.reload()
 
 
 async def test_a_port_in_use_is_named() -> None:

@@ -1,0 +1,84 @@
+"""Opening what is listened on: both address families, or a clear word on why not."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+from typing import Final
+
+import msgspec
+
+from kdns.errors import KdnsError
+from kdns.listen import stream, udp
+from kdns.values import listen_address
+
+_WILDCARDS: Final = ("0.0.0.0", "::")  # noqa: S104 - CoreDNS listens on all addresses unless told otherwise
+
+
+class ListenError(KdnsError):
+    """An address that cannot be listened on; the message names it."""
+
+
+class Sockets(msgspec.Struct, frozen=True):
+    """The open sockets of one DNS endpoint, IPv4 and IPv6."""
+
+    datagram: list[socket.socket]
+    stream: list[socket.socket]
+
+
+def open_dns(label: str, scheme: str, host: str, port: int, opened: contextlib.ExitStack) -> Sockets:
+    """Open the sockets for DNS on ``host`` and ``port``; ``label`` names them in errors, ``opened`` can close them.
+
+    Scheme ``tls`` has no UDP.  Without a host both address families are served, or the one that this machine has.
+    Port 0 means any, but the same one for all sockets.  Raises ListenError.
+    """
+    sockets = Sockets([], [])
+    for address in (host,) if host else _WILDCARDS:
+        try:
+            if scheme == "dns":
+                sockets.datagram.append(_closing(udp.open_socket(address, port), opened))
+                port = port or sockets.datagram[0].getsockname()[1]
+            sockets.stream.append(_closing(stream.open_socket(address, port), opened))
+            port = port or sockets.stream[0].getsockname()[1]
+        except OSError as error:
+            if not host and error.errno in _NO_FAMILY:
+                continue
+            raise ListenError(f"cannot listen on {label}: {_reason(address, port, error)}") from error
+    if not sockets.stream:
+        raise ListenError(f"cannot listen on {label}: this machine has no address family for it")
+    return sockets
+
+
+def open_http(address: str, opened: contextlib.ExitStack) -> list[socket.socket]:
+    """Open the sockets for HTTP on ``host:port``; an empty host means every address.  Raises ListenError."""
+    host, port = listen_address(address)
+    hosts: tuple[str, ...] = _WILDCARDS
+    if host:
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        except OSError as error:
+            raise ListenError(f"cannot listen on http://{address}: {error.strerror}") from error
+        # As Go does it: a name stands for one address, an IPv4 one if it has any.
+        hosts = (str(min(found, key=lambda info: info[0] != socket.AF_INET)[4][0]),)
+    sockets: list[socket.socket] = []
+    for host in hosts:
+        try:
+            sockets.append(_closing(stream.open_socket(host, port), opened))
+        except OSError as error:
+            if len(hosts) > 1 and error.errno in _NO_FAMILY:
+                continue
+            raise ListenError(f"cannot listen on http://{address}: {_reason(host, port, error)}") from error
+    return sockets
+
+
+_NO_FAMILY: Final = (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL, errno.EPROTONOSUPPORT)
+
+
+def _reason(host: str, port: int, error: OSError) -> str:
+    return f"{host} port {port}: {error.strerror or error}"
+
+
+def _closing(sock: socket.socket, opened: contextlib.ExitStack) -> socket.socket:
+    opened.callback(sock.close)
+    return sock
