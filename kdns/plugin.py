@@ -228,6 +228,8 @@ class Site:
         """For the block's encrypted listeners (the ``tls`` directive)."""
         self.http: list[HttpPath] = []
         """HTTP paths to serve; add to it in ``setup``."""
+        self.directives: tuple[Directive, ...] = ()
+        """What the block says, in textual order."""
         self.taken: set[tuple[Any, ...]] = set()
 
     @property
