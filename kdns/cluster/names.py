@@ -66,6 +66,8 @@ class Chase(Struct, frozen=True):
     cnames: tuple[Record, ...]
     target: bytes
     """In the spelling of the Service."""
+    nothing: Reply
+    """The answer when the server says nothing at all."""
     lease: Lease
 
 
@@ -243,15 +245,22 @@ class Names:
 
     def _labelled(self, part: Slice, wanted: bytes) -> list[tuple[bytes, bytes]]:
         """(address, label) of the endpoints in a slice; only those with the label ``wanted``, unless that is empty."""
-        # Most slices don't have the one that is wanted: a glance saves reading them.
-        if wanted and wanted not in part.hostnames and wanted not in part.pods and not part.has(undashed(wanted)):
-            return []
         pod_names = self._options.pod_names
-        named = [
-            (address, hostname or (pod if pod_names else b"") or dashed(address))
+        if not wanted:
+            return [
+                (address, hostname or (pod_names and pod) or dashed(address))
+                for address, hostname, pod in part.endpoints()
+            ]
+        # Most slices don't have the one that is wanted: a glance saves reading them.
+        spelled = undashed(wanted)
+        spelled = spelled if spelled and dashed(spelled) == wanted else b""
+        if wanted not in part.hostnames and wanted not in part.pods and not part.has(spelled):
+            return []
+        return [
+            (address, wanted)
             for address, hostname, pod in part.endpoints()
+            if (hostname or (pod_names and pod) or (address == spelled and wanted)) == wanted
         ]
-        return [(address, label) for address, label in named if label == wanted] if wanted else named
 
     def _srv(self, owner: bytes, zone: Name, facts: tuple[Fact, ...], found: list[tuple[bytes, bytes, Port]]) -> Reply:
         """One SRV record for each target and port; all candidates, though they may share one, divide the weight."""
@@ -284,12 +293,12 @@ class Names:
         folded = target.lower()
         if type not in WIDTHS or is_under(folded, name) or name in trail or len(trail) > CHAIN:
             return self._replies.found(zone, facts)
-        lease = Lease(FOREVER, facts)
         if not is_under(folded, zone):
-            return Chase((cname,), target, lease)
+            return Chase((cname,), target, self._replies.found(zone, facts), Lease(FOREVER, facts))
         further = self._lookup(folded, target, type, (*trail, name))
         if isinstance(further, Chase):
-            return Chase((cname, *further.cnames), further.target, further.lease.shrink(FOREVER, facts))
+            lease = further.lease.shrink(FOREVER, facts)
+            return Chase((cname, *further.cnames), further.target, self._replies.found(zone, lease.facts), lease)
         if further is None or further.rcode == SERVFAIL:
             return further or self._replies.found(zone, facts)
         # As CoreDNS: a CNAME that leads to nothing within the zone is not shown.

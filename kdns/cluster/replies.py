@@ -1,8 +1,8 @@
 """How answers about cluster names are put together: records, the zone's SOA, and what is said when there are none.
 
-An answer stands until one of its facts (see `index`) is dropped.  The serial in the SOA of a negative answer may then be
-older than the index: nobody follows changes by it, so such answers stand, too; only the SOA that is asked for itself is
-made anew for each question.  What depends on objects that are not known yet is SERVFAIL, with EDE 14 (Not Ready).
+An answer stands until one of its facts (see `index`) is dropped.  The serial in the SOA of a negative answer may then
+be older than the index: nobody follows changes by it, so such answers stand, too; only the SOA that is asked for itself
+is made anew for each question.  What depends on objects that are not known yet is SERVFAIL, with EDE 14 (Not Ready).
 """
 
 from __future__ import annotations
