@@ -6,7 +6,7 @@ files that changed are read again, and every kind of objects that came out diffe
 the index changes only what changed.  That takes a second or less, and a file that is still being written is not read.
 
 An edit that makes no sense changes nothing: the last good objects stay, one log line says what is wrong and where, and
-`ManifestSource.status` repeats it until the files are good again.
+`ManifestSource.trouble` repeats it until the files are good again.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Final, TypeAlias
+from typing import Final
 
 from msgspec import Struct
 
@@ -25,6 +25,7 @@ from kdns.cluster import selectors
 from kdns.cluster.objects import Event, Init, InitApply, InitDone, Object, ObjectError
 from kdns.cluster.watch import Selection
 from kdns.cluster.world import Entry, World, build, entry
+from kdns.files import Stamp, stamp_of
 from kdns.log import Logger
 from kdns.metrics import Metrics
 
@@ -37,9 +38,6 @@ BATCH: Final = 500
 """Objects handed on before queries get their turn."""
 ORDER: Final = ("namespaces", "endpointslices", "pods", "services")
 """Kinds as they are handed on: a new Service appears with its endpoints."""
-
-Stamp: TypeAlias = tuple[int, int, int, int]
-"""What tells that a file was written: device, inode, size, time of change (ns)."""
 
 
 class _File(Struct, frozen=True):
@@ -64,8 +62,6 @@ class ManifestSource:
         """``kinds`` are those that are wanted, each with its label selector (what field selectors are for, the trimming
         of objects does).  ``apply`` takes the events, in the thread of the event loop.  Raises BadValue for a selector.
         """
-        self.status: dict[str, str] = dict.fromkeys(kinds, f"{directory} has not been read")
-        """Why the objects of each kind are not those of the files; empty when they are."""
         self._directory = directory
         self._kinds = {kind: selectors.parse(selection.labels) for kind, selection in kinds.items()}
         self._apply = apply
@@ -74,8 +70,19 @@ class ManifestSource:
         self._refused = metrics.counter("kdns_manifests_refused_total", "Edits of manifests that made no sense.").cell()
         self._files: dict[str, _File] = {}
         self._world = World({}, {})
+        self._loaded = False
         self._trouble = ""
         self._task: asyncio.Task[None] | None = None
+
+    @property
+    def status(self) -> dict[str, str]:
+        """Why a kind is not known yet, in words for ``/ready``; empty once the files have been read."""
+        return dict.fromkeys(self._kinds, "" if self._loaded else f"{self._directory} has not been read")
+
+    @property
+    def trouble(self) -> dict[str, str]:
+        """What is wrong with the files at this moment; empty: nothing."""
+        return dict.fromkeys(self._kinds, self._trouble)
 
     def load(self) -> None:
         """Read all files now and hand on what they hold; raises ObjectError when they make no sense."""
@@ -137,7 +144,6 @@ class ManifestSource:
 
     def _refuse(self, trouble: str) -> None:
         self._refused.value += 1
-        self.status = dict.fromkeys(self.status, trouble)
         if trouble != self._trouble:
             self._trouble = trouble
             self._log.error(f"{trouble} (what was read before stays in force)")
@@ -159,8 +165,7 @@ class ManifestSource:
         for kind in ORDER:
             if kind in self._kinds and world.objects[kind] != before.get(kind):
                 yield from self._hand_on(kind, world.objects[kind].values())
-        self._files, self._world = files, world
-        self.status = dict.fromkeys(self.status, "")
+        self._files, self._world, self._loaded = files, world, True
 
     def _hand_on(self, kind: str, objects: Iterable[Object]) -> Iterator[None]:
         self._apply(Init(kind))
@@ -179,7 +184,7 @@ def _stamps(directory: str) -> dict[str, Stamp]:
         for path in _paths(directory):
             status = os.stat(path)
             total += status.st_size
-            stamps[path] = (status.st_dev, status.st_ino, status.st_size, max(status.st_mtime_ns, status.st_ctime_ns))
+            stamps[path] = stamp_of(status)
             if not stat.S_ISREG(status.st_mode):
                 raise ObjectError(f"{path}: not a file")
             if status.st_size > limits.MANIFEST_FILE:

@@ -251,10 +251,11 @@ async def test_a_bad_edit_changes_nothing(
     known.lists.clear()
     (tmp_path / "a.yaml").write_text("apiVersion: v1\nkind: Service\nmetadata: {name: a}\nspec: [\n")
     async with asyncio.timeout(10):
-        while not source.status["services"]:
+        while not source.trouble["services"]:
             await asyncio.sleep(0.01)
-    assert set(source.status.values()) == {source.status["services"]}
-    assert "a.yaml:" in source.status["pods"]
+    assert set(source.trouble.values()) == {source.trouble["services"]}
+    assert "a.yaml:" in source.trouble["pods"]
+    assert source.status == dict.fromkeys(KINDS, "")
     (line,) = lines.matching("a.yaml:")
     assert line.startswith("[ERROR] plugin/kubernetes: ")
     assert "what was read before stays in force" in line
@@ -270,7 +271,7 @@ async def test_a_bad_edit_changes_nothing(
     (tmp_path / "a.yaml").write_text(SERVICE % ("a", 1))
     await known.wait(lambda: known.names() == ["a", "b"])
     async with asyncio.timeout(10):
-        while source.status["services"]:
+        while source.trouble["services"]:
             await asyncio.sleep(0.01)
     assert "are good again" in lines.lines[-1]
 
@@ -286,13 +287,13 @@ async def test_a_directory_that_goes_and_comes_back(
     source.start()
     directory.rename(tmp_path / "away")
     async with asyncio.timeout(10):
-        while "No such file" not in source.status["services"]:
+        while "No such file" not in source.trouble["services"]:
             await asyncio.sleep(0.01)
     assert known.names() == ["a"]
     assert len(lines.lines) == 1
     (tmp_path / "away").rename(directory)
     async with asyncio.timeout(10):
-        while source.status["services"]:
+        while source.trouble["services"]:
             await asyncio.sleep(0.01)
     assert known.lists == ["services"]
     source.close()
