@@ -73,7 +73,7 @@ class Found(msgspec.Struct, frozen=True, gc=False):
     """If not empty, the answer ends in a CNAME to this name, which is not to be answered from here: ask the whole
     server for it and give what it says to `Zone.conclude`."""
     passable: bool = False
-    """Nothing exists at the name itself: a plugin may let the question fall through."""
+    """Nothing is held at the name itself: a plugin may let the question fall through."""
     wildcard: Name = b""
     """Owner of the wildcard that the answer was made from; empty when there was none."""
 
@@ -129,7 +129,8 @@ class Zone:
         if name == self.origin and type == SOA:
             return Found(answer=self._soa[do], authority=self._ns[do])
         if name == self.origin and type == NS:
-            return Found(answer=self._ns[do], additional=self._glue(self._ns[do], self.origin, do))
+            ns = self._ns[do]
+            return Found(answer=ns, additional=self._glue(ns, self.origin, do), passable=not ns)
         if self._cuts and (cut := self._cut(name, type)) is not None:
             node = self._nodes[cut]
             if cut != name and (dname := _of(node, DNAME)):

@@ -172,12 +172,12 @@ class File(Plugin):
         # Zones are IN; other classes come this far only where `forward` lets them through, and are meant for it.
         if source is None or query.klass != IN:
             return Reply(REFUSED) if next is end_of_chain else await next(query)
+        if query.type in (AXFR, IXFR):
+            return Reply(REFUSED)
         zone = source.zone
         if zone is None:
             ede = ((EDE_NOT_READY, "zone not loaded"),)
             return failure(SERVFAIL, f"zone {to_text(source.origin)} is not loaded", ede=ede)
-        if query.type in (AXFR, IXFR):
-            return Reply(REFUSED)
         if query.depth > _MOST_CHASES:
             return failure(SERVFAIL, "CNAME chain too long")
         found = zone.lookup(query.name, query.type, query.do)
