@@ -59,6 +59,9 @@ CACHE_BYTES: Final = 64 * 2**20
 CACHE_REFRESHES: Final = 1_000
 """Background refreshes of one cache at once; others wait for another query (kdns_cache_refreshes_skipped_total)."""
 
+WEIGHT_FILE: Final = 2**20
+"""Octets of a weight file of ``loadbalance``; a larger one is refused as a whole."""
+
 # --- log and metrics -------------------------------------------------------------------------------------------------
 LOG_BUFFER: Final = 2**20
 """Log text that waits for a stalled reader; further lines are counted (kdns_log_dropped_total) and let go."""
@@ -95,7 +98,9 @@ REGEXP: Final = 10_000
 
 # --- other servers (what is turned away: kdns_upstream_rejects_total{reason}) ----------------------------------------
 UPSTREAMS: Final = 15
-"""Upstreams of one ``forward`` (CoreDNS: 15)."""
+"""Upstreams named by one ``forward`` (CoreDNS: 15)."""
+UPSTREAM_ADDRESSES: Final = 60
+"""Addresses that they stand for: a file or a host name gives several.  More are an error at start."""
 UPSTREAM_TIME: Final = 5.0
 """A question is asked of upstreams for so long (CoreDNS: 5 s); later answers are nobody's."""
 UPSTREAM_SENDS: Final = 12

@@ -1,0 +1,119 @@
+"""What passes between a question and the sockets that carry it: Ask, Attempt, and what may be an answer."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Final, Protocol
+
+from kdns.errors import KdnsError
+from kdns.message import EDE_NETWORK_ERROR, EDE_NO_REACHABLE_AUTHORITY
+from kdns.name import Name
+from kdns.wire import FormatError, Message, parse_reply
+
+if TYPE_CHECKING:
+    from kdns.upstream.server import Upstream
+
+_HEADER: Final = 12
+
+
+class UpstreamError(KdnsError):
+    """Another server did not answer; the message is worded as Go's ``net`` package does, which operators grep for."""
+
+    def __init__(self, text: str, ede: int = EDE_NETWORK_ERROR) -> None:
+        super().__init__(text)
+        self.ede = ede
+        """Extended error for the client (RFC 8914)."""
+
+
+def timed_out(path: str) -> UpstreamError:
+    """The error of an upstream that stays silent; ``path`` as `Carrier.path` says it."""
+    return UpstreamError(f"read {path}: i/o timeout", EDE_NO_REACHABLE_AUTHORITY)
+
+
+class Carrier(Protocol):
+    """A socket that carries questions."""
+
+    local: tuple[str, int]
+    """Our end."""
+
+    @property
+    def path(self) -> str:
+        """``udp LOCAL->REMOTE``, for messages."""
+
+    def forget(self, attempt: Attempt) -> None:
+        """The answer to this attempt is not wanted any more."""
+
+
+class Ask:
+    """One question on its way to other servers, and what becomes of it.
+
+    Carriers hold Attempts, so what they need of the question is here: ``name`` (folded) and ``kind`` (type and class,
+    4 octets) to know the answer by, ``tail`` (the query packet without its ID) to send.
+    """
+
+    __slots__ = ("kind", "name", "tail")
+
+    def __init__(self, name: Name, kind: bytes, tail: bytes) -> None:
+        self.name, self.kind, self.tail = name, kind, tail
+
+    def answered(self, attempt: Attempt, message: Message) -> None:
+        """The upstream's answer has come."""
+        raise NotImplementedError
+
+    def failed(self, attempt: Attempt, error: UpstreamError) -> None:
+        """None will come on this way."""
+        raise NotImplementedError
+
+    def distrust(self, attempt: Attempt) -> None:
+        """Somebody is guessing IDs on the attempt's port: an answer there may be forged."""
+
+
+class Attempt:
+    """One packet of an Ask to one upstream."""
+
+    __slots__ = ("ask", "carrier", "guarded", "guards", "id", "late", "overdue", "proto", "sent", "upstream")
+
+    def __init__(self, ask: Ask, upstream: Upstream, proto: str, sent: float) -> None:
+        self.ask = ask
+        self.upstream = upstream
+        self.proto = proto
+        """``udp`` or ``tcp`` (also under TLS)."""
+        self.sent = sent
+        """When, by the loop's clock."""
+        self.carrier: Carrier | None = None
+        """None until it is on its way."""
+        self.id = 0
+        self.late = False
+        """The upstream should have answered by now."""
+        self.overdue = False
+        """The read time-out has passed."""
+        self.guarded = False
+        """Don't take the answer: the port is under attack and another attempt asks on a safe way."""
+        self.guards: Attempt | None = None
+        """The attempt that this one asks again for on a safe way."""
+
+
+def matching(packet: bytes, ask: Ask) -> Message | None:
+    """The packet as the answer to ``ask``; None for whatever is not a well-formed answer to just this question."""
+    name, kind = ask.name, ask.kind
+    end = _HEADER + len(name)
+    if (
+        packet[end : end + 4] != kind
+        or packet[_HEADER:end].lower() != name
+        # A response, opcode QUERY, one question.
+        or packet[2] & 0xF8 != 0x80
+        or packet[4:6] != b"\0\1"
+    ):
+        return None
+    try:
+        return parse_reply(packet)
+    except FormatError:
+        return None
+
+
+def random_numbers() -> Iterator[int]:
+    """Endless unpredictable 16-bit numbers: the system's, fetched in batches."""
+    while True:
+        yield from array("H", os.urandom(2048))

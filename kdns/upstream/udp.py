@@ -1,0 +1,276 @@
+"""Questions over UDP: a pool of connected sockets on ports that nobody can foresee.
+
+A forger must hit the source port and the ID of a question that is under way (RFC 5452).  A new port for each question
+costs three times as much as an old one, so a port serves `limits.UPSTREAM_USES` questions, is chosen by chance among up
+to `limits.UPSTREAM_PORTS`, and is given up at once when something comes in on it that was not asked for: whoever sprays
+a known port gets rid of it.  The chance is drawn over all places of the pool, the empty ones too, and an empty place
+means a new port: a server with little to do uses each port once.
+
+One `recv` per wake-up: what else has come wakes us again, and nobody is read dry at the cost of others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any, Final
+
+from kdns import limits
+from kdns.metrics import Cell
+from kdns.upstream.ask import Attempt, UpstreamError, matching, random_numbers
+from kdns.upstream.wheel import Wheel
+
+_LARGEST: Final = 65535
+_FIRST_SOCKETS: Final = 4
+"""Sockets that every pool may have, whatever the others hold."""
+_SCARCE: Final = 1.0
+"""Seconds without new sockets after the kernel refused one."""
+
+
+class Allowance:
+    """How many sockets may be open in all."""
+
+    def __init__(self, left: int) -> None:
+        self.left = left
+
+
+class Port:
+    """One connected socket."""
+
+    __slots__ = ("_pool", "born", "forsaken", "local", "place", "sock", "strangers", "used", "uses", "waiting")
+
+    def __init__(self, sock: socket.socket, pool: UdpPool, born: float) -> None:
+        self.sock = sock
+        self._pool = pool
+        self.local: tuple[str, int] = sock.getsockname()[:2]
+        self.born = self.used = born
+        self.uses = 0
+        self.strangers = 0
+        """Datagrams with IDs that were not asked for."""
+        self.waiting: dict[int, Attempt] = {}
+        """ID → what waits for its answer."""
+        self.forsaken: set[int] = set()
+        """IDs that were given up: their late answers are no forgeries."""
+        self.place = -1
+        """In the pool; -1 = no more questions, close when all have their answers."""
+
+    @property
+    def path(self) -> str:
+        """``udp LOCAL->REMOTE``."""
+        return f"udp {endpoint_text(*self.local)}->{self._pool.remote}"
+
+    def forget(self, attempt: Attempt) -> None:
+        """The answer to this attempt is not wanted any more."""
+        self._pool.forget(self, attempt)
+
+
+def endpoint_text(host: str, port: int) -> str:
+    """``192.0.2.1:53``, ``[2001:db8::1]:53``."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+class UdpPool:
+    """All UDP sockets to one server."""
+
+    def __init__(
+        self,
+        remote: tuple[socket.AddressFamily, Any],
+        source: str,
+        lifetime: tuple[float, float, int],
+        wheel: Wheel,
+        allowance: Allowance,
+        cells: tuple[Cell, Cell, Cell],
+    ) -> None:
+        """``remote``: family and socket address; ``source``: our address, empty = any; ``lifetime``: seconds that an
+        unused socket is kept, seconds that any is kept (0 = no bound), and how many unused ones (0 = no bound);
+        ``cells`` count used sockets, new sockets, and datagrams that nobody asked for.
+        """
+        self._family, self._address = remote
+        self.remote = endpoint_text(*self._address[:2])
+        self._source = source
+        self._expire, self._max_age, idle = lifetime
+        self._most = min(idle or limits.UPSTREAM_PORTS, limits.UPSTREAM_PORTS)
+        self._wheel, self._allowance = wheel, allowance
+        self._hits, self._misses, self._strange = cells
+        self._random = random_numbers()
+        self._pool: list[Port] = []
+        self._scarce_until = 0.0
+        self._sweeping = False
+        self.open = 0
+        """Sockets, those included that only wait for answers."""
+        self.closed = False
+
+    def send(self, attempt: Attempt) -> None:
+        """Send the attempt's question on some port.  Raises UpstreamError."""
+        pool = self._pool
+        random = self._random
+        place = next(random) % limits.UPSTREAM_PORTS
+        if place < len(pool):
+            port = pool[place]
+            self._hits.value += 1
+        else:
+            port = self._new_port(place, attempt.sent)
+        waiting = port.waiting
+        id = next(random)
+        while id in waiting or id in port.forsaken:
+            id = next(random)
+        waiting[id] = attempt
+        attempt.id = id
+        attempt.carrier = port
+        port.used = attempt.sent
+        port.uses += 1
+        try:
+            port.sock.send(id.to_bytes(2, "big") + attempt.ask.tail)
+        except OSError as error:
+            del waiting[id]
+            self._fail(port, error, "write")
+            raise UpstreamError(f"write {port.path}: write: {_words(error)}") from None
+        if port.uses >= limits.UPSTREAM_USES and port.place >= 0 and self._plenty(attempt.sent):
+            self._retire(port)
+
+    def forget(self, port: Port, attempt: Attempt) -> None:
+        """The answer to this attempt is not wanted any more."""
+        if port.waiting.get(attempt.id) is attempt:
+            del port.waiting[attempt.id]
+            port.forsaken.add(attempt.id)
+            if self._allowance.left > 0:
+                # Whoever has watched this port for so long may know it by now.
+                self._retire(port)
+                self._close_if_done(port)
+
+    def close(self) -> None:
+        """No socket is kept any longer than its questions wait."""
+        self.closed = True
+        for port in list(self._pool):
+            self._retire(port)
+            self._close_if_done(port)
+
+    def tick(self, now: float) -> None:
+        """Let go of what has not been used, or has been kept, for too long."""
+        self._sweeping = False
+        for port in list(self._pool):
+            if now - port.used > self._expire or 0 < self._max_age < now - port.born:
+                self._retire(port)
+                self._close_if_done(port)
+        self._sweep_later(now)
+
+    # -- sockets come and go
+
+    def _new_port(self, place: int, now: float) -> Port:
+        pool = self._pool
+        reason = "no socket to spare"
+        if self._plenty(now):
+            try:
+                port = self._open(now)
+            except OSError as error:
+                # No descriptors, ports or memory, or no way: asking again at every question would only burn time.
+                self._scarce_until = now + _SCARCE
+                reason = _words(error)
+            else:
+                self._misses.value += 1
+                if len(pool) < self._most and not self.closed:
+                    port.place = len(pool)
+                    pool.append(port)
+                    self._sweep_later(now)
+                return port
+        if not pool:
+            raise UpstreamError(f"dial udp {self.remote}: connect: {reason}")
+        self._hits.value += 1
+        return pool[place % len(pool)]
+
+    def _open(self, now: float) -> Port:
+        sock = socket.socket(self._family, socket.SOCK_DGRAM)
+        try:
+            sock.setblocking(False)
+            if self._source:
+                sock.bind((self._source, 0))
+            sock.connect(self._address)
+            port = Port(sock, self, now)
+            asyncio.get_running_loop().add_reader(sock.fileno(), self._readable, port)
+        except OSError:
+            sock.close()
+            raise
+        self.open += 1
+        self._allowance.left -= 1
+        return port
+
+    def _plenty(self, now: float) -> bool:
+        """Whether a new socket may be opened."""
+        return (self._allowance.left > 0 or self.open < _FIRST_SOCKETS) and now >= self._scarce_until
+
+    def _retire(self, port: Port) -> None:
+        """Ask nothing more on this port."""
+        place = port.place
+        if place >= 0:
+            last = self._pool.pop()
+            if last is not port:
+                self._pool[place] = last
+                last.place = place
+            port.place = -1
+
+    def _close_if_done(self, port: Port) -> None:
+        if port.place < 0 and not port.waiting and port.sock.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(port.sock.fileno())
+            port.sock.close()
+            self.open -= 1
+            self._allowance.left += 1
+
+    def _sweep_later(self, now: float) -> None:
+        if self._pool and not self._sweeping:
+            self._sweeping = True
+            self._wheel.at(now + max(0.5, self._expire / 4), self)
+
+    # -- what comes in
+
+    def _readable(self, port: Port) -> None:
+        try:
+            packet = port.sock.recv(_LARGEST)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            # ICMP: nobody listens there, or no way leads there.
+            self._fail(port, error, "read")
+            return
+        if len(packet) < 12:
+            self._unasked(port)
+            return
+        attempt = port.waiting.get(packet[0] << 8 | packet[1])
+        if attempt is None:
+            if packet[0] << 8 | packet[1] not in port.forsaken:
+                self._unasked(port)
+            return
+        if attempt.guarded:
+            return
+        message = matching(packet, attempt.ask)
+        if message is None:
+            self._unasked(port)
+            return
+        del port.waiting[attempt.id]
+        if port.place < 0:
+            self._close_if_done(port)
+        attempt.ask.answered(attempt, message)
+
+    def _unasked(self, port: Port) -> None:
+        """A datagram that answers nothing: the true answer is still awaited, but the port is burnt."""
+        self._strange.value += 1
+        port.strangers += 1
+        self._retire(port)
+        if not port.waiting:
+            self._close_if_done(port)
+        elif port.strangers == limits.UPSTREAM_STRANGERS:
+            for attempt in list(port.waiting.values()):
+                attempt.ask.distrust(attempt)
+
+    def _fail(self, port: Port, error: OSError, verb: str) -> None:
+        """Nothing that waits on this port will be answered."""
+        self._retire(port)
+        lost = list(port.waiting.values())
+        port.waiting.clear()
+        reason = UpstreamError(f"{verb} {port.path}: {verb}: {_words(error)}")
+        self._close_if_done(port)
+        for attempt in lost:
+            attempt.ask.failed(attempt, reason)
+
+
+def _words(error: OSError) -> str:
+    return (error.strerror or str(error)).lower()
