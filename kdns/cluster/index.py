@@ -25,7 +25,6 @@ from itertools import repeat
 from typing import Any, Generic, TypeVar
 
 from msgspec import Struct
-from msgspec.structs import replace
 
 from kdns.cluster.objects import (
     Apply,
@@ -88,6 +87,33 @@ class Entry(Struct, gc=False):
     def ready(self) -> bool:
         """Whether it has a ready endpoint."""
         return any(part.addresses for part in self.slices)
+
+
+class Known(Struct, frozen=True, gc=False):
+    """A Pod, as the index keeps it: there may be 150,000 of them."""
+
+    key: bytes
+    """``namespace/name``."""
+    first: bytes
+    """Its first address, packed; empty when it has none."""
+    others: tuple[bytes, ...]
+    labels: bytes
+    """As in `objects.Pod`."""
+
+    @property
+    def namespace(self) -> bytes:
+        """The Pod's namespace."""
+        return self.key.partition(b"/")[0]
+
+    @property
+    def name(self) -> bytes:
+        """The Pod's name."""
+        return self.key.partition(b"/")[2]
+
+    @property
+    def addresses(self) -> tuple[bytes, ...]:
+        """Packed, of both families."""
+        return (self.first, *self.others) if self.first else ()
 
 
 def entry_key(service: bytes, namespace: bytes) -> bytes:
@@ -292,8 +318,8 @@ class _Slices(_Shelf):
 
 
 class _Pods(_Shelf):
-    def __init__(self, by_ip: _Many[Pod], labels: bool) -> None:
-        self._pods: dict[bytes, Pod] = {}
+    def __init__(self, by_ip: _Many[Known], labels: bool) -> None:
+        self._pods: dict[bytes, Known] = {}
         self._by_ip = by_ip
         self._labels = labels
 
@@ -304,30 +330,32 @@ class _Pods(_Shelf):
         old = self._pods.get(key)
         if new.terminating:
             return False
-        return None if old is None else old != self._trim(new)
+        return None if old is None else old != self._trim(key, new)
 
     def put(self, key: bytes, new: Pod) -> set[Fact]:
         # CoreDNS: the end of a Pod's life begins no entry and changes none; Delete ends it.
-        return set() if new.terminating else self._set(key, self._trim(new))
+        return set() if new.terminating else self._set(key, self._trim(key, new))
 
     def remove(self, key: bytes) -> set[Fact]:
         return self._set(key, None)
 
-    def _trim(self, pod: Pod) -> Pod:
-        return pod if self._labels or not pod.labels else replace(pod, labels=b"")
+    def _trim(self, key: bytes, pod: Pod) -> Known:
+        first = pod.addresses[0] if pod.addresses else b""
+        return Known(key, first, pod.addresses[1:], pod.labels if self._labels else b"")
 
-    def _set(self, key: bytes, new: Pod | None) -> set[Fact]:
-        old = self._pods.pop(key, None)
-        if new is not None:
-            self._pods[key] = new
-        if old is not None:
-            for address in old.addresses:
-                self._by_ip.remove(address, old)
-        if new is not None:
-            for address in new.addresses:
-                self._by_ip.add(address, new)
+    def _set(self, key: bytes, new: Known | None) -> set[Fact]:
+        old = self._pods.get(key)
         before = old.addresses if old is not None else ()
         after = new.addresses if new is not None else ()
+        if old is not None:
+            for address in before:
+                self._by_ip.remove(address, old)
+        if new is not None:
+            self._pods[key] = new
+            for address in after:
+                self._by_ip.add(address, new)
+        else:
+            self._pods.pop(key, None)
         return {b"pod/" + address for address in set(before) ^ set(after)}
 
 
@@ -358,7 +386,7 @@ class Index:
         """Kinds whose first list is not complete."""
         self._cluster_ips: _Many[Entry] = _Many()
         self._endpoint_ips: _Many[Entry] = _Many()
-        self._pod_ips: _Many[Pod] = _Many()
+        self._pod_ips: _Many[Known] = _Many()
         self._shelves: dict[str, _Shelf] = {
             "namespaces": _Namespaces(self.namespaces),
             "services": _Services(entries, self._cluster_ips),
@@ -389,7 +417,7 @@ class Index:
         """The entries with a ready endpoint of this address."""
         return self._endpoint_ips.get(address)
 
-    def pods(self, address: bytes) -> tuple[Pod, ...]:
+    def pods(self, address: bytes) -> tuple[Known, ...]:
         """The Pods with this address: several when they use the host's network."""
         return self._pod_ips.get(address)
 

@@ -148,10 +148,10 @@ def _joined(parts: list[bytes]) -> bytes:
     return b"\0".join(parts) if any(parts) else b""
 
 
-def pod_labels(pod: Pod) -> dict[str, str]:
-    """The labels of a Pod; empty when they make no sense."""
+def pod_labels(text: bytes) -> dict[str, str]:
+    """The labels out of `Pod.labels`; empty when they make no sense."""
     try:
-        return msgspec.json.decode(pod.labels, type=dict[str, str] | None) or {} if pod.labels else {}
+        return msgspec.json.decode(text, type=dict[str, str] | None) or {} if text else {}
     except msgspec.DecodeError:
         return {}
 

@@ -12,8 +12,9 @@ Where the objects come from; without any of these it is the cluster that kdns ru
 - ``kubeconfig FILE [CONTEXT]``: an API server as in a kubeconfig of any kind; goes before ``endpoint``
 - ``manifests DIR`` (kdns only): YAML files, followed when they change; no cluster is needed
 - ``apiserver_qps N``, ``apiserver_burst N``, ``apiserver_max_inflight N``: bounds for requests to it; 0: none
-- ``startup_timeout DURATION`` (5s): how long it may take until the log complains.  Nothing waits for it but a reload:
-  names that depend on what is not known yet are answered SERVFAIL with the extended error "Not Ready", all others right
+- ``startup_timeout DURATION`` (5s): how long a reload waits for the cluster, if it needs another than before.  A start
+  waits for nothing: what can be known is answered at once; in this time other names wait up to a second, then, and at
+  once after it, they are SERVFAIL with the extended error "Not Ready"
 
 Which objects, and which names:
 
@@ -43,18 +44,18 @@ from typing import Final
 
 from msgspec.structs import astuple
 
-from kdns import interfaces
+from kdns import interfaces, limits
 from kdns.cluster.cluster import Cluster
 from kdns.cluster.names import Asked, Chase, Names, parse
 from kdns.cluster.objects import pod_labels
 from kdns.corefile import Directive, only
-from kdns.message import AA, FOREVER, NXDOMAIN, TC, Query, Reply
+from kdns.message import AA, FOREVER, NXDOMAIN, SERVFAIL, TC, Query, Reply
 from kdns.name import BadName, is_under, pack_address
 from kdns.plugin import Next, Plugin, Site
 from kdns.plugins.kubernetes.options import Reading
 
-START: Final = 0.25
-"""Seconds that the first start waits for the cluster: enough for most, and no harm to names that need none."""
+HOLD: Final = 1.0
+"""Seconds that a query may wait for the first sync: clients ask again later than that."""
 REMIND: Final = 0.5
 """Seconds between log lines while waiting (CoreDNS)."""
 
@@ -90,6 +91,9 @@ class Kubernetes(Plugin):
     async def resolve(self, query: Query, next: Next) -> Reply:
         """Answer, chase an external name, or leave the query to the rest of the chain."""
         reply = self._names.answer(query)
+        if self._waiting is not None and isinstance(reply, Reply) and reply.rcode == SERVFAIL:
+            await asyncio.wait([self._waiting], timeout=HOLD)
+            reply = self._names.answer(query)
         if reply is None:
             return await next(query)
         if isinstance(reply, Chase):
@@ -116,12 +120,18 @@ class Kubernetes(Plugin):
     # -- life
 
     async def start(self) -> None:
-        """Follow the cluster.  Waits for it a moment; as long as ``startup_timeout`` if an old configuration serves."""
+        """Follow the cluster; waits for it, at most ``startup_timeout``, if an old configuration serves meanwhile."""
         self._names.local = _local_addresses(self._site.bind)
         self._cluster.start()
+        if self._cluster.synced.is_set():
+            return
         self._waiting = asyncio.create_task(self._await_cluster())
-        patience = self._timeout if self._site.process.plugins else min(self._timeout, START)
-        await asyncio.wait([self._waiting], timeout=patience)
+        self._waiting.add_done_callback(self._waited)
+        if self._site.process.plugins:
+            await asyncio.wait([self._waiting], timeout=limits.PLUGIN_START / 2)
+
+    def _waited(self, task: asyncio.Task[None]) -> None:
+        self._waiting = None
 
     async def stop(self) -> None:
         """The Cluster itself is the Warehouse's."""
@@ -174,7 +184,7 @@ class Kubernetes(Plugin):
         values = {
             "client-namespace": pod.namespace.decode(),
             "client-pod-name": pod.name.decode(),
-            **{f"client-label/{key}": value for key, value in pod_labels(pod).items()},
+            **{f"client-label/{key}": value for key, value in pod_labels(pod.labels).items()},
         }
         return {f"kubernetes/{label}": _constant(value) for label, value in values.items()}
 
