@@ -34,6 +34,9 @@ SINGULAR: Final = {
 
 T = TypeVar("T")
 
+_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What `msgspec` raises for data that are not what was expected."""
+
 
 class ObjectError(KdnsError):
     """An object, list or watch line that makes no sense; the message names the object as far as it can be known."""
@@ -152,7 +155,7 @@ def pod_labels(text: bytes) -> dict[str, str]:
     """The labels out of `Pod.labels`; empty when they make no sense."""
     try:
         return msgspec.json.decode(text, type=dict[str, str] | None) or {} if text else {}
-    except msgspec.DecodeError:
+    except _UNREADABLE:
         return {}
 
 
@@ -378,7 +381,7 @@ class _Codec(Generic[T]):
             if raw.kind and raw.kind != SINGULAR[self._kind]:
                 raise ValidationError(f"its kind is {raw.kind!r}")
             return self._trim(raw), raw.metadata.resource_version or ""
-        except (msgspec.DecodeError, RecursionError) as error:
+        except _UNREADABLE as error:
             raise ObjectError(f"{_who(self._kind, data)}: {error}") from None
 
 
@@ -397,7 +400,7 @@ def _who(kind: str, data: bytes | Raw) -> str:
     """The object's name for an error message."""
     try:
         meta = _identify(data).metadata
-    except (msgspec.DecodeError, RecursionError):
+    except _UNREADABLE:
         return f"{SINGULAR[kind]} without a name"
     return f"{SINGULAR[kind]} {meta.namespace}/{meta.name}" if meta.namespace else f"{SINGULAR[kind]} {meta.name}"
 
@@ -416,7 +419,7 @@ def decode_list(kind: str, data: bytes) -> Page:
     """
     try:
         page = _decode_list(data)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except _UNREADABLE as error:
         raise ObjectError(f"list of {kind}: {error}") from None
     if page.kind and page.kind != SINGULAR[kind] + "List":
         raise ObjectError(f"list of {kind}: its kind is {page.kind!r}")
@@ -452,7 +455,7 @@ def decode_event(kind: str, line: bytes) -> WatchEvent:
             meta = _identify(event.object).metadata
             own = (meta.namespace or "").encode(), _own_name(meta.name)
             return WatchEvent("DELETED", None, *own, meta.resource_version or "")
-    except (msgspec.DecodeError, RecursionError) as error:
+    except _UNREADABLE as error:
         raise ObjectError(f"watch of {kind}: {error}") from None
     if event.type not in ("ADDED", "MODIFIED"):
         raise ObjectError(f"watch of {kind}: unknown event type {event.type!r}")
@@ -470,7 +473,7 @@ def decode_status(data: bytes | Raw) -> Status:
     """The Status object in an ERROR event or in the body of a refusal; an empty Status when it is none."""
     try:
         raw = _decode_status(data)
-    except (msgspec.DecodeError, RecursionError):
+    except _UNREADABLE:
         return Status()
     after = raw.details.retry_after if raw.details else None
     return Status(raw.code or 0, raw.reason or "", raw.message or "", after or 0)
