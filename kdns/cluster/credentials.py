@@ -185,8 +185,9 @@ def _context(ca: str | None, cert: str, key: str, verify: bool = True) -> ssl.SS
     ``ca`` is PEM text (None: the system's), ``cert`` and ``key`` are file names.
     """
     try:
-        # Empty text would be taken for no CA at all, and the system's be trusted.
-        context = ssl.create_default_context(cadata=None if ca is None else ca or " ")
+        # Empty text would be taken for no CA at all, and the system's be trusted.  Comments may be in any language.
+        text = None if ca is None else ca.encode("ascii", "ignore").decode() or " "
+        context = ssl.create_default_context(cadata=text)
         context.set_alpn_protocols(["http/1.1"])
         context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT

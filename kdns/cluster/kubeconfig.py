@@ -40,6 +40,8 @@ def resolve(file: str, context: str) -> Found:
     logging.getLogger().addHandler(complaints)
     try:
         merged = config.KubeConfigMerger(file).config
+        if merged is None:
+            raise ApiError("there is nothing in it")
         loader = config.KubeConfigLoader(merged, active_context=context or None, config_base_path=None)
         configuration = client.Configuration()
         loader.load_and_set(configuration)
