@@ -138,7 +138,7 @@ class Zone:
             return self._referral((), cut, node, do)
         node_or_none = self._nodes.get(name)
         if node_or_none:
-            return self._answer(node_or_none, (), type, do)
+            return self._answer(name, node_or_none, (), type, do)
         if node_or_none is not None:
             return Found(authority=self._soa[do] + self._denial(name, do=do), passable=True)
         return self._synthesis(name, type, do)
@@ -170,15 +170,15 @@ class Zone:
             at += 1 + name[at]
         return found
 
-    def _answer(self, node: Node, proof: RRset, type: int, do: bool) -> Found:
-        """From a name's records; ``proof`` denies the name itself when the records are a wildcard's."""
+    def _answer(self, owner: Name, node: Node, proof: RRset, type: int, do: bool) -> Found:
+        """From an owner's records; ``proof`` denies the name that was asked for when the owner is a wildcard."""
         cname = _of(node, CNAME)
         if cname and type != CNAME:
             return self._follow(_signed(node, cname, do), proof, cname[0].rdata, type, do)
         rrset = _of(node, type)
         if not rrset:
-            nsec = _signed(node, _of(node, NSEC), do) if do else ()
-            return Found(authority=self._soa[do] + nsec + proof)
+            nsec = self._denial(owner, do=do)
+            return Found(authority=self._soa[do] + (nsec if nsec == proof else nsec + proof))
         additional = self._addresses(rrset, do) if type in _TARGET_AT else ()
         return Found(answer=_signed(node, rrset, do), authority=self._ns[do] + proof, additional=additional)
 
@@ -233,8 +233,8 @@ class Zone:
         proof = self._denial(name, do=do)
         if not node:
             return Found(authority=self._soa[do] + proof)
-        mine = tuple(tuple(_expanded(record, name) for record in rrset) for rrset in node)
-        return msgspec.structs.replace(self._answer(mine, proof, type, do), wildcard=wildcard)
+        mine = tuple(tuple(record.with_owner(name) for record in rrset) for rrset in node)
+        return msgspec.structs.replace(self._answer(wildcard, mine, proof, type, do), wildcard=wildcard)
 
     # --- beside the answer -------------------------------------------------------------------------------------------
 
@@ -316,13 +316,6 @@ def _signed(node: Node, rrset: RRset, do: bool) -> RRset:
     if do and rrset and (signatures := _of(node, RRSIG)):
         return rrset + _covering(signatures, rrset[0].type)
     return rrset
-
-
-def _expanded(record: Record, name: Name) -> Record:
-    """A wildcard's record at ``name``; its NSEC keeps its owner, for it tells about the wildcard."""
-    if record.type == NSEC or (record.type == RRSIG and _covered(record) == NSEC):
-        return record
-    return record.with_owner(name)
 
 
 def _name_at(rdata: bytes, at: int) -> Name:
