@@ -182,3 +182,11 @@ TEMPLATE_DEPTH: Final = 50
 """Blocks and parentheses in one another, in a template."""
 TEMPLATE_ROUNDS: Final = 1_000
 """Rounds of all loops in one rendering of a template; then it fails (coredns_template_template_failures_total)."""
+
+# --- expressions -----------------------------------------------------------------------------------------------------
+EXPRESSION_WORDS: Final = 10_000
+"""Words of one expression (expr-lang: 10,000 nodes)."""
+EXPRESSION_DEPTH: Final = 200
+"""Operands and operators in one another, in an expression; an operand counts for 4."""
+EXPRESSION_ROUNDS: Final = 10_000
+"""Items that all predicates of one expression look at, and items or characters that it can make at once."""
