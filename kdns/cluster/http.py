@@ -58,6 +58,7 @@ class _Link:
         self.access = access
         self._reader = reader
         self._writer = writer
+        self._ended = False
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=limits.API_HEAD)
 
     @classmethod
@@ -109,7 +110,7 @@ class _Link:
         try:
             request = self._http.send(h11.Request(method=method, target=target, headers=headers)) or b""
             self._writer.write(request + (self._http.send(h11.EndOfMessage()) or b""))
-        except h11.LocalProtocolError as error:
+        except (h11.LocalProtocolError, UnicodeError) as error:  # a token that can be no header
             raise ApiError(f"{self.access.authority}: {error}") from None
         while True:
             event = await self.event()
@@ -120,10 +121,12 @@ class _Link:
         """What comes next, as h11 sees it; raises ApiError."""
         try:
             while (event := self._http.next_event()) is h11.NEED_DATA:
-                self._http.receive_data(await self._reader.read(65536))
+                data = await self._reader.read(65536)
+                self._ended = not data
+                self._http.receive_data(data)
             return event
         except h11.RemoteProtocolError as error:
-            text = "the connection was closed" if self._reader.at_eof() else str(error)
+            text = "the connection was closed" if self._ended else str(error)
             raise ApiError(f"{self.access.authority}: {text}") from None
         except OSError as error:
             raise ApiError(f"{self.access.authority}: {_reason(error)}") from None
@@ -363,7 +366,7 @@ class _Bucket:
         self._rate = rate
         self._size = size
         self._now = now
-        self._free_at = 0.0  # when the bucket was, or will be, empty
+        self._free_at = float("-inf")  # when the bucket was, or will be, empty
 
     async def take(self) -> float:
         """Wait for a token; how long it took, in seconds."""
