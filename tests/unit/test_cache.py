@@ -466,7 +466,7 @@ async def test_a_servfail_yields_to_an_answer_and_a_denial_replaces_it(start: St
 
 
 def standing(reply: Reply, *facts: bytes) -> Reply:
-    return reply.leased(Lease(FOREVER, facts))
+    return reply.leased(Lease(2000.0, facts))
 
 
 @pytest.mark.parametrize("reply", [good(), denied(), Reply(SERVFAIL), Reply()])
@@ -547,8 +547,24 @@ async def test_denials_and_failures_may_be_repeated_too(start: Start) -> None:
     assert again.ede == ((message.EDE_CACHED_ERROR, ""),)
 
 
+@pytest.mark.parametrize(("reply", "kind"), [(good("example.org. 9 A 1.2.3.4"), "success"), (denied(), "denial")])
+async def test_what_is_true_until_a_fact_changes_is_left_to_the_packet_cache(
+    start: Start, reply: Reply, kind: str
+) -> None:
+    world = await start("cache 5", reply.leased(Lease(FOREVER, (b"svc/a",))))
+    for asked in (1, 2):
+        first = world.ask()
+        assert {record.ttl for record in first.answer + first.authority} == {5}
+        assert (first.lease.until, first.lease.facts, first.lease.age) == (FOREVER, (b"svc/a",), False)
+        assert world.asked == asked
+    first.lease.duties[0](5, 40, 60)
+    assert world.value("hits_total", kind) == 5
+    assert world.value("requests_total") == 7
+    assert world.value("entries", kind) == 0
+
+
 async def test_what_is_not_kept_keeps_its_lease(start: Start) -> None:
-    world = await start("cache {\ndisable success\n}", standing(good(), b"svc/a"))
+    world = await start("cache {\ndisable success\n}", good().leased(Lease(FOREVER, (b"svc/a",))))
     lease = world.ask().lease
     assert (lease.until, lease.facts, lease.age) == (FOREVER, (b"svc/a",), False)
     lease.duties[0](5, 40, 60)
@@ -1077,11 +1093,11 @@ def test_bad_options(text: str, reason: str) -> None:
 
 def test_classify_leaves_nothing_out() -> None:
     kinds = {
-        verdict.classify(ask(), reply, 0.0)
+        verdict.classify(ask(), reply, time.time)
         for reply in (good(), denied(), Reply(SERVFAIL), Reply(REFUSED), Reply(authority=(record("org. 5 NS ns."),)))
     }
     assert kinds == {verdict.ANSWER, verdict.DENIAL, verdict.FAILURE, verdict.OTHER, verdict.REFERRAL}
-    assert verdict.classify(ask(kind=AXFR), good(), 0.0) == verdict.OTHER
+    assert verdict.classify(ask(kind=AXFR), good(), time.time) == verdict.OTHER
 
 
 def test_a_directive_knows_its_place() -> None:

@@ -10,7 +10,8 @@ first.  All records of a reply get that one TTL, counting down (``keepttl``: not
 and CD: whoever asks is given what somebody was answered, whatever plugins *behind* the cache make of the asker.
 
 An entry that stands on facts (cluster objects, files) goes the moment one of them changes, answers and denials alike;
-nothing that was computed before a change is kept after it.
+nothing that was computed before a change is kept after it.  What is true until a fact changes is left to the packet
+cache, which repeats it; its TTL does not count down.
 
 ``prefetch`` asks again in the background for what was asked AMOUNT times without a gap of GAP (1m), when PCT (10%) of
 its TTL is left.  ``serve_stale`` answers from entries that expired up to DURATION (1h) ago, with TTL RESP_TTL (0) and
@@ -44,6 +45,7 @@ from kdns.message import (
     EDE_CACHED_ERROR,
     EDE_STALE_ANSWER,
     EDE_STALE_NXDOMAIN,
+    FOREVER,
     IXFR,
     NOERROR,
     NXDOMAIN,
@@ -131,7 +133,9 @@ class Cache(Plugin):
         item = self._find(key_of(query), now, counts)
         if item is None:
             counts.misses.value += 1
-            return _visible((await self._ask(query, next, counts))[0], query)
+            epoch = self._facts.epoch
+            reply, _ = self._keep(query, await next(_with_ad(query)), epoch, counts)
+            return _visible(reply, query)
         if now >= item.expiry:
             return await self._from_stale(item, query, next, counts)
         if self._options.prefetch and self._due(item, now):
@@ -230,30 +234,30 @@ class Cache(Plugin):
         code = EDE_STALE_NXDOMAIN if item.reply.rcode == NXDOMAIN else EDE_STALE_ANSWER
         return self._shown(item, query, ttl, Lease(0.0, item.facts), ((code, ""),))
 
-    # --- asking and keeping ------------------------------------------------------------------------------------------
-
-    async def _ask(self, query: Query, next: Next, counts: Counts) -> Kept:
-        """Ask the plugins behind, and keep their reply."""
-        epoch = self._facts.epoch
-        return self._keep(query, await next(_with_ad(query)), epoch, counts)
+    # --- keeping -----------------------------------------------------------------------------------------------------
 
     def _keep(self, query: Query, reply: Reply, epoch: int, counts: Counts) -> Kept:
         """Give a reply the TTL that it gets here, and keep it if it may be kept."""
         if reply.drop:
             return reply, None
-        kind = verdict.classify(query, reply, self._wall())
+        kind = verdict.classify(query, reply, self._wall)
         ttl = verdict.lifetime(reply, kind, self._options)
         answer, authority, additional = with_ttl(reply, ttl)
         lease = reply.lease
         current = epoch == self._facts.epoch or not lease.facts
         keep = ttl and current and self._keeps(query, kind) and verdict.storable(query, reply, kind)
+        if lease.until:
+            # The packet cache repeats it; each time it would be looked for, and found if it were kept, here.
+            half = counts.answers if kind in (verdict.ANSWER, verdict.REFERRAL) else counts.denials
+            duty = half.replayed if keep else counts.missed
+            lease = replace(lease, duties=(*lease.duties, duty))
+            # What is true until a fact changes could not become cheaper or better here, and a flood of names that are
+            # known not to exist does not push out what had to be fetched.
+            keep = keep and lease.until != FOREVER
         if keep:
             # Not repeated as it is: the next asker gets it out of the cache, with other flags and metric labels.
             lease = Lease(0.0, lease.facts)
-        elif lease.until:
-            # The plugins behind may let it be repeated; each time it would be looked for here in vain.
-            lease = replace(lease, duties=(*lease.duties, counts.missed))
-        reply = reply.replace(answer=answer, authority=authority, additional=additional, lease=lease)
+        reply = replace(reply, answer=answer, authority=authority, additional=additional, lease=lease)
         if not keep:
             return reply, None
         item = Item(key_of(query), reply, lease.facts, ttl, self._now())
@@ -278,7 +282,7 @@ class Cache(Plugin):
             if not item.answering and before is not None:
                 item.keep_good(before.best())
         self._put(store.success, item, counts.answers)
-        if item.answering or not self._options.prefer_positive:
+        if (item.answering or not self._options.prefer_positive) and item.key in store.denial:
             store.denial.drop(item.key)
 
     def _put_denial(self, item: Item, kind: int, counts: Counts) -> None:
@@ -334,8 +338,8 @@ class Cache(Plugin):
         if reply.drop or reply.flags & TC:
             return False
         if self._options.prefer_positive:
-            return verdict.answers(query, reply) and verdict.classify(query, reply, self._wall()) == verdict.ANSWER
-        kind = verdict.classify(query, reply, self._wall())
+            return verdict.answers(query, reply) and verdict.classify(query, reply, self._wall) == verdict.ANSWER
+        kind = verdict.classify(query, reply, self._wall)
         return kind != verdict.OTHER and reply.rcode in (NOERROR, NXDOMAIN)
 
 
@@ -345,7 +349,7 @@ def _nothing() -> None:
 
 def _with_ad(query: Query) -> Query:
     """The query with AD, so that the reply tells whether it is authentic (RFC 6840 section 5.7)."""
-    return query if query.flags & AD else query.replace(flags=query.flags | AD)
+    return query if query.flags & AD else replace(query, flags=query.flags | AD)
 
 
 def _visible(reply: Reply, query: Query) -> Reply:

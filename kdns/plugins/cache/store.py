@@ -8,7 +8,7 @@ from typing import Final, TypeAlias
 from cachetools import LRUCache
 
 from kdns import limits
-from kdns.message import AA, AD, NOTIMP, RA, SERVFAIL, Fact, Query, Record, Reply
+from kdns.message import AA, AD, FOREVER, NOTIMP, RA, SERVFAIL, Fact, Query, Record, Reply
 from kdns.metrics import Cell
 from kdns.plugin import Facts
 from kdns.standing import Standing
@@ -49,11 +49,12 @@ class Item:
         self.last = 0.0
         self.retry = 0.0
         """Not to be refreshed before."""
-        self.octets = _ITEM_OCTETS + sum(
-            _RECORD_OCTETS + len(record.owner) + len(record.rdata)
-            for section in (reply.answer, reply.authority, reply.additional)
-            for record in section
-        )
+        octets = _ITEM_OCTETS
+        for section in (reply.answer, reply.authority, reply.additional):
+            for record in section:
+                octets += _RECORD_OCTETS + len(record.owner) + len(record.rdata)
+        self.octets = octets
+        """Memory, more or less."""
 
     @property
     def failure(self) -> bool:
@@ -81,33 +82,41 @@ class Half(LRUCache[Key, Item]):
     """Items, bounded in number and in memory; the least recently used one goes first."""
 
     def __init__(self, standing: Standing[Item]) -> None:
-        super().__init__(limits.CACHE_BYTES, getsizeof=lambda item: item.octets)
+        super().__init__(FOREVER)
         self.capacity = 1
+        """The bounds are kept here; `LRUCache` keeps the order."""
         self.evicted = 0
         """Items let go for want of room."""
+        self._octets = 0
         self._standing = standing
 
     def put(self, item: Item) -> None:
         """Keep an item in the place of any other under its key."""
-        self.drop(item.key)
-        while len(self) >= self.capacity:
-            self.popitem()
+        key = item.key
+        if key in self:
+            self.drop(key)
         item.half = self
-        self[item.key] = item
+        self[key] = item
+        self._octets += item.octets
         self._standing.add(item, item.facts)
+        self.shrink()
 
     def drop(self, key: Key) -> None:
         """Forget what is under a key, if anything."""
         item = self.pop(key, None)
         if item is not None:
-            self._standing.remove(item, item.facts)
+            self._forget(item)
 
-    def popitem(self) -> tuple[Key, Item]:
-        """Let the least recently used item go."""
-        key, item = super().popitem()
+    def shrink(self) -> None:
+        """Let items go until the bounds are kept."""
+        while len(self) > self.capacity or self._octets > limits.CACHE_BYTES:
+            _, item = self.popitem()
+            self._forget(item)
+            self.evicted += 1
+
+    def _forget(self, item: Item) -> None:
+        self._octets -= item.octets
         self._standing.remove(item, item.facts)
-        self.evicted += 1
-        return key, item
 
 
 class Store:
@@ -128,8 +137,7 @@ class Store:
         """Set how many items each half holds."""
         for half, capacity in ((self.success, success), (self.denial, denial)):
             half.capacity = capacity
-            while len(half) > capacity:
-                half.popitem()
+            half.shrink()
 
     def forget(self, facts: Iterable[Fact]) -> None:
         """Drop the items that stand on one of these facts."""
@@ -151,4 +159,7 @@ def with_ttl(reply: Reply, ttl: int) -> tuple[tuple[Record, ...], tuple[Record, 
 
 
 def _with_ttl(records: tuple[Record, ...], ttl: int) -> tuple[Record, ...]:
-    return tuple([record if record.ttl == ttl else record.with_ttl(ttl) for record in records]) if records else ()
+    for record in records:
+        if record.ttl != ttl:
+            return tuple([record.with_ttl(ttl) for record in records])
+    return records

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from kdns.message import (
@@ -44,10 +45,10 @@ against a storm of attempts, short enough to be right soon after the upstream is
 _RESOLUTION_FAILURES: Final = frozenset((EDE_NO_REACHABLE_AUTHORITY, EDE_NETWORK_ERROR))
 
 
-def classify(query: Query, reply: Reply, wall: float) -> int:
+def classify(query: Query, reply: Reply, wall: Callable[[], float]) -> int:
     """ANSWER, REFERRAL, DENIAL, FAILURE or OTHER.  ``wall``: seconds since 1970, for the validity of signatures."""
     rcode = reply.rcode
-    if query.type in (AXFR, IXFR) or (query.do and not signatures_valid(reply, wall)):
+    if query.type in (AXFR, IXFR) or (query.do and not signatures_valid(reply, int(wall()))):
         return OTHER
     if reply.answer:
         if rcode != NOERROR:
@@ -77,7 +78,7 @@ def storable(query: Query, reply: Reply, kind: int) -> bool:
         return EDE_NOT_READY not in codes and (not reply.error or bool(codes & _RESOLUTION_FAILURES))
     if kind == DENIAL:
         return has_soa(reply)
-    return not reply.answer or answers(query, reply)
+    return not reply.answer or _plainly_answers(query, reply) or answers(query, reply)
 
 
 def lifetime(reply: Reply, kind: int, options: Options) -> int:
@@ -108,6 +109,15 @@ def _minimum(soa: Record) -> int:
 def has_soa(reply: Reply) -> bool:
     """Whether the authority section says how long a denial may be kept."""
     return any(record.type == SOA for record in reply.authority)
+
+
+def _plainly_answers(query: Query, reply: Reply) -> bool:
+    """What `answers` says in nearly all cases, found sooner."""
+    name, type, klass = query.name, query.type, query.klass
+    for record in reply.answer:
+        if record.type != type or record.owner != name or record.klass != klass:
+            return False
+    return type != CNAME
 
 
 def answers(query: Query, reply: Reply) -> bool:
@@ -145,9 +155,8 @@ def _targets(reply: Reply, klass: int) -> dict[Name, set[Name]]:
     return targets
 
 
-def signatures_valid(reply: Reply, wall: float) -> bool:
-    """Whether ``wall`` is within the time of every RRSIG (serial number arithmetic, RFC 4034 section 3.1.5)."""
-    now = int(wall)
+def signatures_valid(reply: Reply, now: int) -> bool:
+    """Whether ``now`` is within the time of every RRSIG (serial number arithmetic, RFC 4034 section 3.1.5)."""
     for section in (reply.answer, reply.authority, reply.additional):
         for record in section:
             if record.type == RRSIG:
