@@ -130,7 +130,7 @@ ALIKE = [
     ("edns0 nsid unset", "www.back.test +=3:"),
     ("edns0 subnet set 24 56", "www.back.test +"),
     (
-        "continue edns0 local set 65001 a\nrewrite continue edns0 local set 65001 b\nrewrite edns0 local append 65002 c",
+        "continue edns0 local set 65001 a\nrewrite continue edns0 local set 65001 b\nrewrite edns0 local set 2 c",
         "www.back.test +",
     ),
 ]

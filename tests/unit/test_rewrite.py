@@ -164,11 +164,11 @@ def test_a_name_that_is_none_any_more() -> None:
     plugin = set_up(Rewrite, "rewrite name regex ^a(.*) .{1}")
     reply = at_once(plugin, ask("ab.org."), chain)
     assert (reply.rcode, reply.lease, reply.answer, chain.asked) == (SERVFAIL, message.NO_LEASE, (), [])
-    assert reply.error == "invalid name after rewrite: '.b.org..' is not a domain name: a label is empty"
+    assert reply.error == "invalid name after rewrite: .b.org.."
     plugin = set_up(Rewrite, "rewrite name regex a b.org answer name ^b(.*) ..{1}")
     reply = at_once(plugin, ask("a.org."), end("b.org. 1 A 192.0.2.1"))
     assert reply.rcode == SERVFAIL
-    assert reply.error.startswith("invalid name in the reply after rewrite: ")
+    assert reply.error == "invalid name in the reply after rewrite: ...org.."
 
 
 # --- type, class, ttl, rcode -----------------------------------------------------------------------------------------

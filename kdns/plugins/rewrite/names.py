@@ -135,7 +135,15 @@ def _records(changed: Callable[[Record], Record]) -> Revert:
 
 def _apply(changed: Change, wire: bytes) -> bytes:
     text = changed(name.to_text(wire))
-    return wire if text is None else name.spell(text)
+    return wire if text is None else _wire(text)
+
+
+def _wire(text: str) -> bytes:
+    """The name that a text spells; raises BadName with just that text."""
+    try:
+        return name.spell(text)
+    except name.BadName:
+        raise name.BadName(text) from None
 
 
 def _end(rdata: bytes, at: int) -> int:
@@ -160,7 +168,7 @@ class NameRule(msgspec.Struct, frozen=True):
         new = self.change(text)
         if new is None:
             return None
-        renamed = query.renamed(name.from_text(new))
+        renamed = query.renamed(_wire(new).lower())
         if not self.auto:
             return renamed, self.reverts
         back = _back(new, text)
@@ -241,7 +249,7 @@ class CnameRule(msgspec.Struct, frozen=True):
             if new is None:
                 chain.append(record)
                 continue
-            target = name.from_text(new)
+            target = _wire(new).lower()
             chain.append(msgspec.structs.replace(record, rdata=target))
             found = await self.ask(query.renamed(target))
             if found.drop:
