@@ -244,7 +244,7 @@ class File(Plugin):
         return ""
 
     def _pause(self) -> None:
-        """In the reading thread: let the loop have its turn; reading a large zone must not add to its latency."""
+        """In the reading thread: let the loop have its turn."""
         if self._stopped:
             raise BadZone("stopped")
         time.sleep(0)

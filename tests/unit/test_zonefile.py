@@ -168,6 +168,7 @@ def test_generate() -> None:
     held = zone(
         SOA + "$GENERATE 1-3 a$ A 10.0.0.$\n$GENERATE 4-8/2 b${1,3} 7 IN CNAME c${-4,2,x}.$$.\\$\n"
         '$GENERATE 10-10 d TXT "${0,0,X}" ${0,4,o} $\n A 1.1.1.1\n'
+        "$GENERATE 1-1 e\\.$ A 1.1.1.2\n"
     )
     assert [ask(held, f"a{n}") for n in range(5)] == [[], *([f"3600 10.0.0.{n}"] for n in (1, 2, 3)), []]
     assert [ask(held, f"b00{n}", "CNAME") for n in (5, 7, 9)] == [
@@ -176,6 +177,7 @@ def test_generate() -> None:
         ["7 c04.\\$.\\$.example.org."],
     ]
     assert ask(held, "d", "TXT") == ['3600 "A" "0012" "10"']
+    assert ask(held, "e\\.1") == ["3600 1.1.1.2"]
     # The owner behind it is the one before it.
     assert ask(held, "@") == ["60 1.1.1.1"]
 
