@@ -43,9 +43,7 @@ def _escape_octets(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error(OCTETS, _escape_octets)
 
 # `key="value"` is one word: service parameters (RFC 9460) are written so.
-_WORD: Final = re.compile(
-    r'(?:[^\s;()"\\=]++=)?"(?:[^"\\]|\\.)*+"|"|;[^\n]*+|[()]|(?:[^\s;()"\\]|\\.)++|\\', re.DOTALL
-)
+_WORD: Final = re.compile(r'(?:[^\s;()"\\=]++=)?"(?:[^"\\]|\\.)*+"|"|;[^\n]*+|[()]|(?:[^\s;()"\\]|\\.)++|\\', re.DOTALL)
 _SPECIAL: Final = re.compile(r'["()\\]')
 _DIRECTIVES: Final = frozenset(("$ORIGIN", "$TTL", "$INCLUDE", "$GENERATE"))
 _NSEC3PARAM: Final = 51
