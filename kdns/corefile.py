@@ -23,9 +23,8 @@ from __future__ import annotations
 import glob as _glob
 import hashlib
 import os.path
-import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -36,7 +35,6 @@ from kdns.words import CorefileError as CorefileError
 from kdns.words import Word, Words
 
 _T = TypeVar("_T")
-_DECIMAL: Final = re.compile(r"[0-9]{1,20}(\.[0-9]{1,20})?")
 
 
 # --- what a Corefile says --------------------------------------------------------------------------------------------
@@ -106,12 +104,6 @@ class Directive(msgspec.Struct, frozen=True, gc=False):
         """A decimal integer within the bounds, both inclusive."""
         return self._value(values.integer, text, low, high)
 
-    def number(self, text: str, low: float = 0.0) -> float:
-        """A decimal number, at least ``low``; no infinity, no exponent."""
-        if not _DECIMAL.fullmatch(text) or float(text) < low:
-            raise self.error(f"'{text}' is not a number of at least {low:g}")
-        return float(text)
-
     def duration(self, text: str, low: float = 0.0, high: float | None = None) -> float:
         """A Go duration in seconds, within the bounds, both inclusive."""
         seconds = self._value(values.duration, text)
@@ -132,19 +124,9 @@ class Directive(msgspec.Struct, frozen=True, gc=False):
         """A network in CIDR notation."""
         return self._value(values.cidr, text)
 
-    def host_port(self, text: str, default_port: int) -> tuple[str, int]:
-        """An address with an optional port."""
-        return self._value(values.host_port, text, default_port)
-
     def listen_address(self, text: str) -> tuple[str, int]:
         """``host:port`` to listen on; an empty host means every address."""
         return self._value(values.listen_address, text)
-
-    def choice(self, text: str, *known: str) -> str:
-        """One of the ``known`` words."""
-        if text not in known:
-            raise self.error(f"unknown value '{text}', expecting one of {', '.join(known)}")
-        return text
 
     def _value(self, read: Callable[..., _T], *args: object) -> _T:
         try:

@@ -116,14 +116,6 @@ def _fraction(value: int, unit: int) -> str:
     return f"{whole}.{digits}" if digits else str(whole)
 
 
-def seconds_or_duration(text: str) -> float:
-    """As `duration`, but a bare integer counts as seconds (CoreDNS: ``timeouts``, ``reload`` of some plugins)."""
-    try:
-        return duration(f"{text}s" if _INTEGER.fullmatch(text) else text)
-    except BadValue:
-        raise BadValue(f"failed to parse duration '{text}'") from None
-
-
 def integer(text: str, low: int | None = None, high: int | None = None) -> int:
     """A decimal integer between the bounds, both inclusive; None = no bound on that side."""
     # 20 digits hold every 64-bit number, and keep int() linear.

@@ -480,22 +480,19 @@ def test_blocks_of_a_directive() -> None:
 def test_values_of_a_directive() -> None:
     log = use("log")
     assert log.integer("5", 0, 9) == 5
-    assert log.number("2.5") == 2.5
     assert log.duration("5s") == 5
     assert log.duration("-5s", -10) == -5
     assert log.zones((), (b"\0",)) == (b"\0",)
     assert log.zones(("a",), ()) == (b"\1a\0",)
     assert log.regexp("a+").search("baab") is not None
     assert str(log.cidr("10.0.0.0/8")) == "10.0.0.0/8"
-    assert log.host_port("::1", 53) == ("::1", 53)
     assert log.listen_address(":80") == ("", 80)
-    assert log.choice("a", "a", "b") == "a"
     for act, *args in [
-        (log.integer, "x"), (log.integer, "10", 0, 9), (log.number, "x"), (log.number, "inf"), (log.number, "1e400"),
-        (log.number, "0.5", 1.0), (log.duration, "5"), (log.duration, "-5s"), (log.duration, "5s", 0.0, 1.0),
+        (log.integer, "x"), (log.integer, "10", 0, 9), 
+        (log.duration, "5"), (log.duration, "-5s"), (log.duration, "5s", 0.0, 1.0),
         (log.duration, "0", 1.0), (log.zones, ("a..b",), ()), (log.regexp, "("), (log.cidr, "x"),
-        (log.host_port, "x", 1),
-        (log.listen_address, "x"), (log.choice, "c", "a", "b"),
+        
+        (log.listen_address, "x"), 
     ]:  # fmt: skip
         assert complaint(act, *args).startswith("C:2 - Error during parsing: ")
 

@@ -84,13 +84,6 @@ def test_durations_as_go_writes_them(seconds: float, text: str) -> None:
     assert values.duration_text(seconds) == text
 
 
-def test_bare_seconds_where_coredns_takes_them() -> None:
-    assert values.seconds_or_duration("30") == 30
-    assert values.seconds_or_duration("1m") == 60
-    with pytest.raises(BadValue, match="failed to parse duration 'x'"):
-        values.seconds_or_duration("x")
-
-
 def test_integers() -> None:
     assert values.integer("42") == 42
     assert values.integer("-1", -1, 0) == -1
