@@ -1,0 +1,145 @@
+"""A source and its index: settings, events, the metric of the way from a change to the answers."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from kdns.cluster.cluster import LIVING, PROGRAMMING, Cluster, Settings
+from kdns.cluster.credentials import ApiError
+from kdns.cluster.objects import Apply, Init, InitApply, InitDone, ObjectError
+from kdns.cluster.watch import Selection
+from kdns.log import Logger
+from kdns.message import Fact
+from kdns.metrics import Metrics
+from tests import fakeapi
+from tests.indextest import service, slice_of
+
+MANIFEST = """\
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: dev}
+spec: {clusterIP: 10.96.0.1, ports: [{port: 80}]}
+"""
+
+
+class Board:
+    """Takes the dropped facts."""
+
+    def __init__(self) -> None:
+        self.facts: list[set[Fact]] = []
+        self.metrics = Metrics()
+
+    def cluster(self, settings: Settings, now: float = 1000.0) -> Cluster:
+        return Cluster(settings, lambda facts: self.facts.append(set(facts)), self.metrics, Logger("test"), lambda: now)
+
+    def programmed(self, kind: str) -> tuple[list[int], float]:
+        family = self.metrics.histogram(
+            "coredns_kubernetes_dns_programming_duration_seconds",
+            "Histogram of the time (in seconds) it took to program a dns instance.",
+            PROGRAMMING,
+            ("service_kind",),
+        )
+        buckets = family.cell(kind)
+        return buckets.counts, buckets.sum
+
+
+def manifests(directory: Path) -> Settings:
+    (directory / "a.yaml").write_text(MANIFEST)
+    return Settings(manifests=str(directory))
+
+
+def test_kinds() -> None:
+    assert Settings().kinds == {
+        "namespaces": Selection(),
+        "services": Selection(),
+        "endpointslices": Selection(),
+    }
+    chosen = Settings(labels="a=b", namespace_labels="c=d", endpoints=False, pods=True).kinds
+    assert chosen == {
+        "namespaces": Selection("c=d"),
+        "services": Selection("a=b"),
+        "pods": Selection("a=b", LIVING),
+    }
+
+
+async def test_manifests_are_read_when_the_cluster_is_made(tmp_path: Path) -> None:
+    board = Board()
+    cluster = board.cluster(manifests(tmp_path))
+    assert cluster.synced.is_set() and cluster.unsynced() == {}
+    assert b"\3web\3dev" in cluster.index.entries
+    assert {fact for facts in board.facts for fact in facts} >= {b"svc/\3web\3dev", b"ns/\3dev"}
+    assert cluster.index.serial == 1000
+    cluster.start()
+    cluster.start()
+    cluster.close()
+
+
+def test_manifests_that_make_no_sense_are_refused(tmp_path: Path) -> None:
+    settings = manifests(tmp_path)
+    (tmp_path / "b.yaml").write_text(MANIFEST.replace("10.96.0.1", "nowhere").replace("web", "bad"))
+    with pytest.raises(ObjectError, match=r"b\.yaml:1"):
+        Board().cluster(settings)
+
+
+async def test_an_api_server() -> None:
+    async with fakeapi.FakeApi() as api:
+        api.put("namespaces", fakeapi.namespace("dev"))
+        api.put("services", fakeapi.service("web", "dev", cluster_ip="10.96.0.1"))
+        cluster = Board().cluster(Settings(endpoint=api.url, pods=True))
+        assert set(cluster.unsynced()) == {"namespaces", "services", "endpointslices", "pods"}
+        assert all(cluster.unsynced().values())
+        cluster.start()
+        await asyncio.wait_for(cluster.synced.wait(), 10)
+        assert cluster.unsynced() == {} and b"\3web\3dev" in cluster.index.entries
+        cluster.close()
+
+
+def test_without_a_cluster_around_us(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("KUBERNETES_SERVICE_HOST", raising=False)
+    with pytest.raises(ApiError, match="unable to load in-cluster configuration"):
+        Board().cluster(Settings())
+
+
+def test_a_kubeconfig_is_not_read_before_the_start(tmp_path: Path) -> None:
+    cluster = Board().cluster(Settings(kubeconfig=str(tmp_path / "none"), context="x"))
+    assert not cluster.synced.is_set()
+    cluster.close()
+
+
+async def test_events_that_change_nothing_drop_nothing(tmp_path: Path) -> None:
+    board = Board()
+    cluster = board.cluster(manifests(tmp_path))
+    cluster.apply(Apply("services", service("new.dev", "10.96.0.2")))
+    before = len(board.facts)
+    cluster.apply(Apply("services", service("new.dev", "10.96.0.2")))
+    assert len(board.facts) == before
+
+
+async def test_the_way_from_a_change_to_the_answers_is_measured(tmp_path: Path) -> None:
+    board = Board()
+    cluster = board.cluster(manifests(tmp_path), now=1763718265.0)
+    changed = "2025-11-21T09:44:24.9375Z"
+    for found in (
+        slice_of("web-a.dev", "10.1.0.1", of="web", changed=changed),
+        slice_of("web-b.dev", "10.1.0.2", of="web", changed="yesterday"),
+        slice_of("web-c.dev", "10.1.0.3", of="web"),
+        slice_of("none-a.dev", "10.1.0.4", of="none", changed=changed),
+    ):
+        cluster.apply(Apply("endpointslices", found))
+    counts, total = board.programmed("cluster_ip")
+    assert (sum(counts), total) == (1, 0.0625)
+    cluster.apply(Apply("services", service("none.dev")))
+    cluster.apply(Apply("endpointslices", slice_of("none-b.dev", "10.1.0.5", of="none", changed=changed)))
+    assert sum(board.programmed("headless_with_selector")[0]) == 1
+
+
+async def test_the_first_list_tells_nothing_about_the_way(tmp_path: Path) -> None:
+    board = Board()
+    cluster = board.cluster(manifests(tmp_path))
+    listed = slice_of("web-a.dev", "10.1.0.1", of="web", changed="2020-01-01T00:00:00Z")
+    for event in (Init("endpointslices"), InitApply("endpointslices", listed), InitDone("endpointslices")):
+        cluster.apply(event)
+    assert sum(board.programmed("cluster_ip")[0]) == 0
