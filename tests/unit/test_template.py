@@ -144,12 +144,12 @@ def test_two_records_two_expressions() -> None:
 def test_hexadecimal() -> None:
     world = World(
         """template IN A example {
-            match "^ip0a(?P<b>[a-f0-9]{2})(?P<c>[a-f0-9]{2})(?P<d>[a-f0-9]{2})[.]example[.]$"
-            answer "{{ .Name }} A 10.{{ parseInt .Group.b 16 8 }}.{{ parseInt .Group.c 16 8 }}.{{ parseInt .Group.d 16 8 }}"
+            match "^ip0a(?P<b>[a-f0-9]{2})(?P<c>[a-f0-9]{2})[.]example[.]$"
+            answer "{{ .Name }} A 10.0.{{ parseInt .Group.b 16 8 }}.{{ parseInt .Group.c 16 8 }}"
             fallthrough
         }"""
     )
-    assert world.texts("ip0a7b7b7b.example.") == ["ip0a7b7b7b.example. 3600 10.123.123.123"]
+    assert world.texts("ip0a7b0c.example.") == ["ip0a7b0c.example. 3600 10.0.123.12"]
     assert world.ask("other.example.") is NEXT
 
 
