@@ -33,6 +33,12 @@ def value(source: str) -> object:
 
 
 VALUES = [
+    ("{(1 + 1): 2,}", "map[2:2]"),
+    ("{a: 1} == {b: 1}", "false"),
+    ("split('a,b', ',', 0)", "[]"),
+    ("table[1]", "<nil>"),
+    ("1 in nil", "false"),
+    ("splitAfter('a,b', ',')", "[a, b]"),
     ("true", "true"),
     ("1 == 1.0", "true"),
     ("1 == true", "false"),
@@ -213,6 +219,13 @@ VALUES = [
 ]
 
 FAILING = [
+    "upper(1)",
+    "num[1:]",
+    "float('x')",
+    "max([])",
+    "keys(1)",
+    "list['a']",
+    "not num",
     "incidr('x', '10.0.0.0/8')",
     "incidr('10.0.0.1', 'x')",
     "7 % 0",
@@ -233,6 +246,13 @@ FAILING = [
 ]
 
 UNREADABLE = [
+    "let 1 = 2; 3",
+    "any(list, #nope)",
+    "{'a' 1}",
+    "{1 + 1: 2}",
+    "'\\q'",
+    "0x_",
+    "nil ?? 1 && true",
     "let num = 1; num",
     "let x = 1; let x = 2; x",
     "nope",

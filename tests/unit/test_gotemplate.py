@@ -30,6 +30,7 @@ def data() -> Fields:
 
 
 RENDERED = [
+    ('{{ printf "%c" -1 }}', "\ufffd"),
     ("plain", "plain"),
     ("{{ .Name }} 60 IN A 1.2.3.4", "a-1.example. 60 IN A 1.2.3.4"),
     ("{{.Zone}}{{.Class}}{{.Type}}{{.Regex}}", "example.INA^(a)-(?P<n>[0-9]+)"),
@@ -136,6 +137,9 @@ RENDERED = [
 ]
 
 FAILING = [
+    "{{ parseInt 1 10 8 }}",
+    '{{ parseInt "1" 1 8 }}',
+    '{{ parseInt "1" 10 65 }}',
     "{{ index .Match 5 }}",
     "{{ .Nope }}",
     "{{ .Name.X }}",
@@ -174,6 +178,10 @@ FAILING = [
 ]
 
 UNREADABLE = [
+    "{{ if true }}{{ else with 1 }}{{ end }}",
+    '{{ "\\q" }}',
+    '{{ "\\UFFFFFFFF" }}',
+    "{{ '\\n\\n' }}",
     "{{ $y }}",
     "{{ $y = 1 }}",
     "{{ print nil }}{{ nil }}",

@@ -606,7 +606,7 @@ BAD_REPLIES = {
     "name over 255": reply_to(
         rest=record(65400, b"\x3f" + b"a" * 63 + b"\x3f" + b"b" * 63 + b"\xc0\x0c")
         + record(65400, b"\x3f" + b"a" * 63 + b"\x3f" + b"b" * 63 + b"\xc0\x2d")
-        + record(owner=b"\xc0\xc7"),
+        + record(owner=b"\xc0\xbb"),
         an=3,
     ),
 }
@@ -616,6 +616,11 @@ BAD_REPLIES = {
 def test_bad_replies(packet: bytes) -> None:
     with pytest.raises(wire.FormatError):
         wire.parse_reply(packet)
+
+
+def test_the_reason_is_told() -> None:
+    with pytest.raises(wire.FormatError, match="over 255 octets"):
+        wire.parse_reply(BAD_REPLIES["name over 255"])
 
 
 def test_a_truncated_reply_may_end_within_a_record() -> None:
