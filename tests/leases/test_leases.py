@@ -1,0 +1,445 @@
+"""The lease rules, for all plugins that claim to be replayable: what is repeated is what the chain would say.
+
+Three servers are built from the same Corefile and see the same changes and questions on the same clock:
+
+* ``repeating``: with the packet cache in front, as kdns runs;
+* ``asking``: every packet goes to the chain.  Its replies must be the same octets, but for the order of
+  records and for ages, which may be greater in what is repeated; in the end both have counted the same;
+* ``plain``: without ``cache`` too, so that nothing is ever remembered.  Its replies must hold the same records.
+
+The data behind them change all the time: cluster objects, a hosts file, a zone file, a fake upstream.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from operator import le
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from kdns.build import build
+from kdns.cluster.objects import Apply, Delete, Endpoint, Init, InitDone, Namespace, Pod, Port, Service, endpoint_slice
+from kdns.corefile import Directive
+from kdns.handler import Handler, Waiting
+from kdns.message import (
+    AAAA,
+    AD,
+    CD,
+    CNAME,
+    FOREVER,
+    MX,
+    NS,
+    NXDOMAIN,
+    PTR,
+    RA,
+    RD,
+    SERVFAIL,
+    SRV,
+    TC,
+    TXT,
+    A,
+    Edns,
+    Lease,
+    Listener,
+    Query,
+    Record,
+    Reply,
+)
+from kdns.metrics import Buckets
+from kdns.name import from_text, reverse, spell
+from kdns.packetcache import PacketCache
+from kdns.plugin import Next, Plugin, Process, Site
+from kdns.plugins.file import File
+from kdns.plugins.hosts import Hosts
+from kdns.plugins.kubernetes import Kubernetes
+from kdns.wire import pack_query, parse_reply
+from tests.plugintest import Clock, record, shown
+from tests.support import captured_log, installed, parse
+
+LISTENER: Final = Listener("dns://:53", "udp", ("127.0.0.1", 53))
+PEER: Final = ("192.0.2.77", 5353)
+QUESTIONS: Final = 1500
+
+STACKS: Final = {
+    "kubeadm": """
+        errors
+        prometheus localhost:0
+        loadbalance
+        cache 30
+        kubernetes cluster.local in-addr.arpa { PODS FALL manifests EMPTY }
+        elsewhere
+    """,
+    "no cache": """
+        errors
+        prometheus localhost:0
+        loadbalance
+        kubernetes cluster.local in-addr.arpa { PODS FALL manifests EMPTY }
+        elsewhere
+    """,
+    "disabled": """
+        errors
+        prometheus localhost:0
+        loadbalance round_robin {
+            prefer 10.0.0.0/29
+        }
+        cache 30 {
+            disable success cluster.local
+            disable denial cluster.local
+            keepttl
+        }
+        kubernetes cluster.local in-addr.arpa { PODS FALL manifests EMPTY }
+        elsewhere
+    """,
+    "rewritten": """
+        errors
+        prometheus localhost:0
+        loadbalance
+        rewrite name suffix .example.com .default.svc.cluster.local answer auto
+        rewrite name exact alias.test web0.default.svc.cluster.local
+        rewrite ttl suffix .test 7
+        cache 20 {
+            success 2000 20 1
+            denial 2000 9 1
+            servfail 1s
+        }
+        kubernetes cluster.local in-addr.arpa { PODS FALL manifests EMPTY }
+        elsewhere
+    """,
+    "files": """
+        errors
+        prometheus localhost:0
+        loadbalance
+        metadata
+        cache
+        template IN A t.test {
+            match "^n[0-4]\\.t\\.test\\.$"
+            answer "{{ .Name }} 60 IN A 192.0.2.9"
+            fallthrough
+        }
+        hosts HOSTS h.test cluster.local {
+            reload 0s
+            fallthrough
+        }
+        kubernetes cluster.local in-addr.arpa { PODS FALL manifests EMPTY }
+        file ZONE z.test {
+            reload 0s
+        }
+        elsewhere
+    """,
+}
+
+
+class Elsewhere(Plugin):
+    """A fake upstream, innermost: names ending in ``forever.`` hold until they change, all others have no lease.
+
+    What names below ``moving.`` say stands on the fact ``moving/NAME``.
+    """
+
+    name = "elsewhere"
+    replayable = True
+    inline = True
+
+    def __init__(self, site: Site) -> None:
+        self.table: dict[bytes, int] = {}
+        self.drop = site.facts.drop
+
+    @classmethod
+    def setup(cls, uses: Sequence[Directive], site: Site) -> Plugin:
+        return cls(site)
+
+    async def resolve(self, query: Query, next: Next) -> Reply:
+        name, kind = query.name, self.table.get(query.name)
+        facts = (b"moving/" + name,) if name.endswith(b"\6moving\0") else ()
+        until = FOREVER if name.endswith(b"\7forever\6moving\0") else 0.0
+        lease = Lease(until, facts)
+        if kind is None:
+            kind = 1 + sum(name) % 7
+        reply = Reply(flags=RA | (AD if kind % 2 else 0), lease=lease, plugin=self.name)
+        if kind == 1 or query.type not in (A, TXT):
+            return reply.replace(
+                rcode=NXDOMAIN, authority=(record(f"elsewhere. {9 + kind} SOA ns. host. 1 2 3 4 300"),)
+            )
+        if kind == 2:
+            return reply.replace(rcode=SERVFAIL)
+        if kind == 3:
+            return reply.replace(authority=(record("elsewhere. 40 SOA ns. host. 1 2 3 4 12"),))
+        answer: list[Record] = []
+        if kind == 4:
+            answer = [Record(name, CNAME, 25, from_text("target.elsewhere."))]
+            name = from_text("target.elsewhere.")
+        data = [bytes((10, 9, kind, number)) for number in range(kind - 3)]
+        answer += (
+            Record(name, query.type, 3 + 2 * kind, b"\4" + rdata if query.type == TXT else rdata) for rdata in data
+        )
+        return reply.replace(answer=tuple(answer))
+
+    def change(self, name: bytes, kind: int) -> None:
+        self.table[name] = kind
+        self.drop([b"moving/" + name])
+
+
+class Server:
+    """One configuration, and how to ask it."""
+
+    def __init__(self, text: str, clock: Clock, packets: bool) -> None:
+        self.process = Process(clock)
+        self.packets = PacketCache(1000, 2**20, self.process.metrics)
+        self.process.facts.subscribe(self.packets.forget)
+        configuration = build(self.process, parse(f".:53 {{\n{text}\n}}"), 53)
+        (service,) = configuration.services.values()
+        self.handler = Handler(self.process, self.packets, service.routes)
+        self.process.ask = self.handler.resolve
+        self.plugins = configuration.plugins
+        self.process.plugins = configuration.plugins
+        self._scope = b"u1" if packets else b""
+
+    async def start(self) -> None:
+        for plugin in self.plugins:
+            if not isinstance(plugin, Kubernetes):
+                await plugin.start()
+        for kind in ("namespaces", "services", "endpointslices", "pods"):
+            self.apply(Init(kind))
+            self.apply(InitDone(kind))
+
+    async def stop(self) -> None:
+        for plugin in self.plugins:
+            if not isinstance(plugin, Kubernetes):
+                await plugin.stop()
+        self.process.warehouse.keep_only(set())
+
+    def of(self, kind: type[Any]) -> Iterator[Any]:
+        return (plugin for plugin in self.plugins if isinstance(plugin, kind))
+
+    def apply(self, event: Any) -> None:
+        for plugin in self.of(Kubernetes):
+            if event.kind != "pods" or plugin._verified:
+                plugin._cluster.apply(event)
+
+    async def look(self) -> None:
+        """Read the files again."""
+        for hosts in self.of(Hosts):
+            await hosts._look("")
+        for file in self.of(File):
+            for served in file._zones.values():
+                assert not await file._look(served)
+
+    def ask(self, packet: bytes) -> bytes:
+        reply: bytes | Waiting | None = None
+        if self._scope:
+            reply = self.packets.get(self._scope, packet, self.process.now())
+        if reply is None:
+            reply = self.handler.handle(packet, PEER, LISTENER, self._scope)
+        assert isinstance(reply, bytes)
+        return reply
+
+    def counted(self) -> dict[tuple[str, ...], Any]:
+        """All counters of queries and of the cache, by name and labels."""
+        self.process.metrics.settle()
+        out: dict[tuple[str, ...], Any] = {}
+        for family in self.process.metrics._families.values():
+            if family.name.startswith(("coredns_dns_", "coredns_cache_")) and family.name != "coredns_cache_entries":
+                for labels, cell in family.samples():
+                    name = re.sub("cache_(hits|misses)", "cache_hits_and_misses", family.name)
+                    key = (name, *(label for label in labels if label not in ("success", "denial")))
+                    value = sum(cell.counts) if isinstance(cell, Buckets) else cell.value
+                    out[key] = out.get(key, 0) + value
+        return out
+
+
+# --- the world and its changes ---------------------------------------------------------------------------------------
+
+
+class World:
+    """Random changes and random questions, the same for all servers."""
+
+    def __init__(self, seed: int, directory: Path) -> None:
+        self.random = random.Random(seed)
+        self.hosts, self.zone, self.empty = directory / "hosts", directory / "zone", directory / "empty"
+        self.empty.mkdir()
+        self.serial = 0
+        self.asked: deque[bytes] = deque(maxlen=30)
+        self.write_hosts()
+        self.write_zone()
+
+    def fill_in(self, text: str) -> str:
+        """A Corefile with the paths and random options."""
+        pods = self.random.choice(["pods disabled", "pods insecure", "pods verified"])
+        fall = self.random.choice(["", "fallthrough", "fallthrough in-addr.arpa"])
+        options = f"{pods}\nendpoint_pod_names\n{fall}\nttl {self.random.choice([0, 5, 30])}\n"
+        text = re.sub(r"\{ PODS FALL manifests EMPTY \}", f"{{\nmanifests {self.empty}\n{options}}}", text)
+        return text.replace("HOSTS", str(self.hosts)).replace("ZONE", str(self.zone))
+
+    def address(self) -> bytes:
+        return bytes((10, 0, 0, self.random.randrange(12)))
+
+    def write_hosts(self) -> None:
+        lines = [f"10.7.0.{self.random.randrange(9)} h{self.random.randrange(4)}.h.test" for _ in range(5)]
+        lines += [f"10.7.0.9 web{self.random.randrange(6)}.default.svc.cluster.local"]
+        self.hosts.write_text("\n".join(lines) + "\n" + "#" * self.serial + "\n")
+
+    def write_zone(self) -> None:
+        self.serial += 1
+        lines = [f"@ 60 IN SOA ns hostmaster {self.serial} 1 1 1 20", "@ 60 IN NS ns", "ns 60 IN A 192.0.2.1"]
+        for number in range(4):
+            octets = self.random.sample(range(9), self.random.randrange(4))
+            lines += [f"n{number} {self.random.choice([30, 600])} IN A 10.6.0.{octet}" for octet in octets]
+        if self.random.random() < 0.7:
+            lines += ["*.w 30 IN A 10.6.1.1", "*.w 30 IN A 10.6.1.2", "m 30 IN MX 5 n0", "m 30 IN MX 5 n1"]
+        lines += [
+            f"c 44 IN CNAME n{self.random.randrange(6)}",
+            "d 44 IN CNAME target.elsewhere.",
+            "e IN CNAME web0.default.svc.cluster.local.",
+        ]
+        self.zone.write_text("\n".join(lines) + "\n")
+
+    def change(self) -> Callable[[Server], None] | str:
+        """One change, to be made to every server; a text when files were written."""
+        what = self.random.choice(
+            ["service"] * 4 + ["slice"] * 3 + ["pod", "namespace", "elsewhere", "elsewhere", "files"]
+        )
+        if what == "files":
+            (self.write_hosts if self.random.random() < 0.5 else self.write_zone)()
+            return "files"
+        if what == "elsewhere":
+            name, kind = from_text(self.moving()), self.random.randrange(1, 8)
+            return lambda server: [plugin.change(name, kind) for plugin in server.of(Elsewhere)].clear()
+        event = self.event(what)
+        return lambda server: server.apply(event)
+
+    def event(self, what: str) -> Any:
+        space, name = self.random.choice([b"default", b"dev"]), b"web%d" % self.random.randrange(6)
+        ports = (Port(b"http", b"tcp", 80), Port(b"dns", b"udp", 53))[: self.random.randrange(3)]
+        gone = self.random.random() < 0.3
+        if what == "namespace":
+            return Delete("namespaces", b"", space) if gone else Apply("namespaces", Namespace(space))
+        if what == "service":
+            if gone:
+                return Delete("services", space, name)
+            kind = self.random.randrange(4)
+            external = self.random.choice([b"target.elsewhere.", b"h1.h.test.", b"web1.default.svc.cluster.local."])
+            service = Service(
+                space, name, () if kind > 1 else (self.address(),), ports, kind == 2,
+                spell(external.decode()) if kind == 3 else None,
+            )  # fmt: skip
+            return Apply("services", service)
+        if what == "slice":
+            slice_name = name + b"-%d" % self.random.randrange(2)
+            if gone:
+                return Delete("endpointslices", space, slice_name)
+            endpoints = [
+                Endpoint(self.address(), self.random.choice([b"", b"h1", b"h2"]), b"pod%d" % number)
+                for number in range(self.random.randrange(5))
+            ]
+            return Apply("endpointslices", endpoint_slice(space, slice_name, name, endpoints, ports))
+        pod = b"pod%d" % self.random.randrange(4)
+        return Delete("pods", space, pod) if gone else Apply("pods", Pod(space, pod, (self.address(),)))
+
+    def moving(self) -> str:
+        return f"m{self.random.randrange(4)}.{self.random.choice(['', 'forever.'])}moving."
+
+    def question(self) -> bytes:
+        """A query packet; mostly one that was asked lately, with another ID."""
+        if len(self.asked) == 30 and self.random.random() < 0.7:
+            return self.random.randbytes(2) + self.random.choice(self.asked)[2:]
+        self.asked.append(self.new_question())
+        return self.asked[-1]
+
+    def new_question(self) -> bytes:
+        pick, number = self.random.choice, self.random.randrange
+        web = f"web{number(6)}.{pick(['default', 'dev', 'none'])}.svc.cluster.local."
+        name, kinds = pick([
+            (web, (A, AAAA, SRV, TXT)), (web, (A,)), (web, (A,)),
+            (f"{pick(['h1', 'pod1', '10-0-0-3'])}.{web}", (A,)),
+            (f"{pick(['_http._tcp', '_dns._udp', '*._tcp'])}.{web}", (SRV,)),
+            (f"10-0-0-{number(12)}.{pick(['default', 'dev'])}.pod.cluster.local.", (A,)),
+            (pick(["default.svc.cluster.local.", "svc.cluster.local.", "dns-version.cluster.local."]), (A, TXT)),
+            (pick(["ns.dns.cluster.local.", "nothing.cluster.local."]), (A, NS)),
+            ("reverse", (PTR,)),
+            (f"{pick(['s', 't', 'u'])}{number(9)}.elsewhere.", (A, A, TXT)), (self.moving(), (A,)),
+            (f"h{number(5)}.h.test.", (A, AAAA)), (f"n{number(6)}.t.test.", (A, TXT)),
+            (f"{pick(['n0', 'n1', 'n2', 'c', 'd', 'e', 'x.w', 'm', 'no'])}.z.test.", (A, MX)), ("z.test.", (NS, A)),
+            (f"web{number(6)}.example.com.", (A, SRV)), ("alias.test.", (A,)),
+        ])  # fmt: skip
+        wire = reverse(self.address()) if name == "reverse" else spell(name)
+        if self.random.random() < 0.3:
+            wire = bytes(octet ^ 32 if 97 <= octet <= 122 and self.random.random() < 0.5 else octet for octet in wire)
+        edns = None
+        if self.random.random() < 0.4:
+            options = pick([(), (), ((10, self.random.randbytes(8)),), ((3, b""),)])
+            edns = Edns(pick([512, 1232, 4096]), self.random.random() < 0.3, options)
+        flags = pick([RD, RD, RD, 0, RD | AD, RD | CD])
+        return pack_query(number(65536), flags, wire, pick(kinds), 1, edns)
+
+
+class Told:
+    """What a reply says.
+
+    The serial of a cluster's SOA record is left out: it says when anything changed there, and denials need not follow.
+    """
+
+    def __init__(self, packet: bytes) -> None:
+        message = parse_reply(packet)
+        self.header = (message.id, message.flags, message.spelling, message.type, message.rcode, message.edns)
+        self.rcode = message.rcode
+        self.truncated = bool(message.flags & TC)
+        self.sections: list[list[str]] = []
+        """Owner, type and data of the records, sorted behind the aliases."""
+        self.ttls: list[int] = []
+        for records in (message.answer, message.authority, message.additional):
+            ordered = [record for record in records if record.type == CNAME]
+            ordered += sorted(
+                (record for record in records if record.type != CNAME), key=lambda r: (r.owner.lower(), r.type, r.rdata)
+            )
+            self.ttls += [record.ttl for record in ordered]
+            lines = shown(tuple(record.with_owner(record.owner.lower()).with_ttl(0) for record in ordered))
+            self.sections.append([re.sub(r"(?i)( SOA ns\.dns\.\S+ \S+) \d+", r"\1 N", line) for line in lines])
+
+
+@asynccontextmanager
+async def servers(text: str, clock: Clock) -> AsyncIterator[list[Server]]:
+    without = re.sub(r"\n\s*cache[^\n{]*(\{[^}]*\})?", "\n", text)
+    made = [Server(text, clock, True), Server(text, clock, False), Server(without, clock, False)]
+    try:
+        for server in made:
+            await server.start()
+        yield made
+    finally:
+        for server in made:
+            await server.stop()
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("stack", STACKS)
+async def test_what_is_repeated_is_what_the_chain_would_say(stack: str, seed: int, tmp_path: Path) -> None:
+    world = World(sum(stack.encode()) * 10 + seed, tmp_path)
+    clock = Clock()
+    with installed(Elsewhere), captured_log():
+        async with servers(world.fill_in(STACKS[stack]), clock) as (repeating, asking, plain):
+            for _ in range(QUESTIONS):
+                if world.random.random() < 0.2:
+                    change = world.change()
+                    for server in (repeating, asking, plain):
+                        if isinstance(change, str):
+                            await server.look()
+                        else:
+                            change(server)
+                if world.random.random() < 0.1:
+                    clock.now += world.random.choice([0.25, 1.0, 3.5])
+                packet = world.question()
+                replies = [server.ask(packet) for server in (repeating, asking, plain)]
+                repeated, asked, truth = map(Told, replies)
+                assert repeated.header == asked.header
+                if asked.truncated:  # which records remain is as random as their order
+                    continue
+                assert repeated.sections == asked.sections
+                assert (repeated.rcode, repeated.sections) == (truth.rcode, truth.sections)
+                assert all(map(le, repeated.ttls, asked.ttls))
+                assert len(replies[0]) == len(replies[1])
+            assert repeating.counted() == asking.counted()
+            assert repeating.packets._hits.value > QUESTIONS / 10
