@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from kdns import message, name, rdata
-from kdns.cluster import replies
 from kdns.cluster.index import Index
 from kdns.cluster.names import Asked, Chase, Names, parse, primary
 from kdns.cluster.objects import KINDS, Object
@@ -19,7 +18,6 @@ from tests.indextest import (
     namespace,
     pod,
     put,
-    relist,
     said,
     service,
     slice_of,
@@ -673,26 +671,3 @@ def test_weights_are_those_of_corednss_floating_point() -> None:
 
     for count in range(1, 3000):
         assert max(1, 100 // count) == max(1, math.floor(100.0 / (100.0 * count) * 100))
-
-
-# --- labels ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("address", "label"),
-    [
-        ("10.1.2.3", b"10-1-2-3"),
-        ("fd00::1", b"fd00--1"),
-        ("fd00::", b"fd00--0"),
-        ("::1", b"--1"),
-        ("::", b"--0"),
-        ("1:2:3:4:5:6:7:8", b"1-2-3-4-5-6-7-8"),
-    ],
-)
-def test_dashed_addresses(address: str, label: bytes) -> None:
-    assert replies.dashed(pack_address(address)) == label
-    assert replies.undashed(label) == pack_address(address)
-
-
-def test_relist_helper_reports_facts() -> None:
-    assert relist(Index(("namespaces",)), "namespaces", [namespace("a")]) == {b"ns/\1a"}
