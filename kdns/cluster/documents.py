@@ -43,7 +43,7 @@ def read(text: str, file: str) -> Iterator[Document]:
         contents: list[tuple[object, int]] = list(yaml.load_all(text, _Loader))
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise ObjectError(f"{file}:{line}: {error.problem}") from None
+        raise ObjectError(f"{file}:{line}: {' '.join(filter(None, (error.problem, error.context)))}") from None
     except (YAMLError, ValueError) as error:
         raise ObjectError(f"{file}:1: {' '.join(str(error).split())}") from None
     except RecursionError:

@@ -1,0 +1,125 @@
+"""deploy/kubernetes as a real API server sees it: accepted, and merged into what kubeadm has put there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from typing import Any
+
+import pytest
+
+from tests.kube.controlplane import ControlPlane
+from tests.support import ROOT
+
+DEPLOY = ROOT / "deploy" / "kubernetes"
+REPLACE = DEPLOY / "overlays" / "replace-coredns"
+
+# The Deployment of CoreDNS as kubeadm makes it, as far as it differs from kdns's.
+COREDNS: dict[str, Any] = {
+    "apiVersion": "apps/v1",
+    "kind": "Deployment",
+    "metadata": {"name": "coredns", "namespace": "kube-system", "labels": {"k8s-app": "kube-dns"}},
+    "spec": {
+        "replicas": 2,
+        "selector": {"matchLabels": {"k8s-app": "kube-dns"}},
+        "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 1}},
+        "template": {
+            "metadata": {"labels": {"k8s-app": "kube-dns"}},
+            "spec": {
+                "serviceAccountName": "coredns",
+                "priorityClassName": "system-cluster-critical",
+                "dnsPolicy": "Default",
+                "containers": [
+                    {
+                        "name": "coredns",
+                        "image": "registry.k8s.io/coredns/coredns:v1.12.1",
+                        "args": ["-conf", "/etc/coredns/Corefile"],
+                        "volumeMounts": [{"name": "config-volume", "mountPath": "/etc/coredns", "readOnly": True}],
+                        "ports": [
+                            {"name": "dns", "containerPort": 53, "protocol": "UDP"},
+                            {"name": "dns-tcp", "containerPort": 53, "protocol": "TCP"},
+                            {"name": "metrics", "containerPort": 9153, "protocol": "TCP"},
+                            {"name": "liveness-probe", "containerPort": 8080, "protocol": "TCP"},
+                            {"name": "readiness-probe", "containerPort": 8181, "protocol": "TCP"},
+                        ],
+                        "livenessProbe": {
+                            "httpGet": {"path": "/health", "port": "liveness-probe", "scheme": "HTTP"},
+                            "initialDelaySeconds": 60,
+                            "timeoutSeconds": 5,
+                            "failureThreshold": 5,
+                        },
+                        "readinessProbe": {"httpGet": {"path": "/ready", "port": "readiness-probe", "scheme": "HTTP"}},
+                    }
+                ],
+                "volumes": [
+                    {
+                        "name": "config-volume",
+                        "configMap": {"name": "coredns", "items": [{"key": "Corefile", "path": "Corefile"}]},
+                    }
+                ],
+            },
+        },
+    },
+}
+KUBE_DNS: dict[str, Any] = {
+    "apiVersion": "v1",
+    "kind": "Service",
+    "metadata": {"name": "kube-dns", "namespace": "kube-system", "labels": {"k8s-app": "kube-dns"}},
+    "spec": {
+        "clusterIP": "10.96.0.10",
+        "selector": {"k8s-app": "kube-dns"},
+        "ports": [
+            {"name": "dns", "port": 53, "protocol": "UDP", "targetPort": 53},
+            {"name": "dns-tcp", "port": 53, "protocol": "TCP", "targetPort": 53},
+            {"name": "metrics", "port": 9153, "protocol": "TCP", "targetPort": 9153},
+        ],
+    },
+}
+
+
+def template(control_plane: ControlPlane) -> dict[str, Any]:
+    found = json.loads(control_plane.kubectl("-n", "kube-system", "get", "deployment", "coredns", "-o", "json"))
+    spec: dict[str, Any] = found["spec"]["template"]["spec"]
+    return spec
+
+
+@pytest.mark.parametrize("path", [".", "overlays/replace-coredns", "overlays/replace-coredns-autoscaled", "nodelocal"])
+def test_the_api_server_accepts(control_plane: ControlPlane, path: str) -> None:
+    control_plane.kubectl("apply", "--dry-run=server", "--validate=strict", "-k", str(DEPLOY / path))
+
+
+def test_there_and_back(control_plane: ControlPlane) -> None:
+    control_plane.apply(KUBE_DNS, COREDNS, command="create")
+    before = template(control_plane)
+    control_plane.kubectl("apply", "-k", str(REPLACE))
+    after = template(control_plane)
+    rendered = subprocess.check_output(["kubectl", "kustomize", str(REPLACE)], text=True)
+    (container,) = after["containers"]
+    assert f"image: {container['image']}" in rendered
+    assert container["livenessProbe"].get("initialDelaySeconds", 0) == 0
+    assert [port["name"] for port in container["ports"]] == [
+        "dns",
+        "dns-tcp",
+        "metrics",
+        "liveness-probe",
+        "readiness-probe",
+    ]
+    assert len(container["volumeMounts"]) == len(after["volumes"]) == 1
+    service = json.loads(control_plane.kubectl("-n", "kube-system", "get", "service", "kube-dns", "-o", "json"))
+    assert service["spec"]["clusterIP"] == "10.96.0.10"
+    assert len(service["spec"]["ports"]) == 3
+    control_plane.kubectl("-n", "kube-system", "rollout", "undo", "deployment/coredns")
+    assert template(control_plane) == before
+
+
+def test_the_default_leaves_coredns_alone(control_plane: ControlPlane) -> None:
+    def names() -> set[str]:
+        kinds = "deployments,services,configmaps,serviceaccounts,poddisruptionbudgets"
+        return set(control_plane.kubectl("-n", "kube-system", "get", kinds, "-o", "name").split())
+
+    before = names()
+    control_plane.kubectl("apply", "-k", str(DEPLOY))
+    made = names() - before
+    assert {name.rpartition("/")[2] for name in made} == {"kdns"}
+    control_plane.kubectl("delete", "-k", str(DEPLOY))
+    assert names() == before
