@@ -20,6 +20,7 @@ owns a record of any type is never NXDOMAIN (RFC 2308 section 5: that would deny
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final
 
 from msgspec import Struct
@@ -130,49 +131,50 @@ class Names:
         """
         if query.type == AXFR or query.type == IXFR:
             return REFUSAL if self.zone(query.name) is not None else None
-        return self._lookup(query.name, query.spelling, query.type, ())
+        return self._lookup(query, ())
 
     # -- names
 
-    def _lookup(self, name: Name, owner: bytes, type: int, trail: tuple[Name, ...]) -> Reply | Chase | None:
-        """``owner``: the name as the answer spells it; ``trail``: names whose CNAMEs have led here."""
+    def _lookup(self, query: Query, trail: tuple[Name, ...]) -> Reply | Chase | None:
+        """``trail``: names whose CNAMEs have led here."""
+        name = query.name
         for suffix, cut, zone in self._suffixes:
             if name.endswith(suffix):
                 entry = self._entries.get(name[:cut])
                 if entry is not None:
-                    return self._service(name, owner, type, zone, entry.key, entry, trail)
+                    return self._service(query, zone, entry.key, entry, trail)
         found = longest_zone(name, self._zones)
         if found is None:
             return None
         head = name[: len(name) - len(found)]
         if not head:
-            return self._apex(owner, type, found)
+            return self._apex(query, found)
         if head == _VERSION_NAME:
-            version = (Record(owner, TXT, VERSION_TTL, VERSION),) if type == TXT else ()
+            version = (Record(query.spelling, TXT, VERSION_TTL, VERSION),) if query.type == TXT else ()
             return self._replies.found(found, (), version)
         if head == _SERVER_NAME:
-            return self._server(owner, type, found)
+            return self._server(query, found)
         if _is_reverse(found):
-            return self._reverse(name, owner, type, found)
-        return self._forward(name, owner, type, found, trail)
+            return self._reverse(query, found)
+        return self._forward(query, found, trail)
 
-    def _forward(self, name: Name, owner: bytes, type: int, zone: Name, trail: tuple[Name, ...]) -> Reply | Chase:
-        asked = parse(name, zone)
+    def _forward(self, query: Query, zone: Name, trail: tuple[Name, ...]) -> Reply | Chase:
+        asked = parse(query.name, zone)
         if asked is None:
             return self._replies.missing(zone, ())
         if not asked.namespace:
             return self._replies.found(zone, ())
         namespace = b"%c%b" % (len(asked.namespace), asked.namespace)
         if asked.kind == b"pod":
-            return self._pod(owner, type, zone, asked, namespace)
+            return self._pod(query, zone, asked, namespace)
         if not asked.service:
             facts = (b"ns/" + namespace,)
             return self._replies.found(zone, facts) if self._exposed(namespace) else self._replies.missing(zone, facts)
         key = entry_key(asked.service, asked.namespace)
         entry = self._entries.get(key)
         if asked.endpoint or asked.port or asked.protocol:
-            return self._part(owner, type, zone, key, entry, asked)
-        return self._service(name, owner, type, zone, key, entry, trail)
+            return self._part(query, zone, key, entry, asked)
+        return self._service(query, zone, key, entry, trail)
 
     def _exposed(self, namespace: bytes) -> bool:
         """Whether a namespace, given with its length octet, is there and shown."""
@@ -182,32 +184,32 @@ class Names:
     # -- Services
 
     def _service(
-        self, name: Name, owner: bytes, type: int, zone: Name, key: bytes, entry: Entry | None, trail: tuple[Name, ...]
+        self, query: Query, zone: Name, key: bytes, entry: Entry | None, trail: tuple[Name, ...]
     ) -> Reply | Chase:
+        """A whole Service."""
         namespace = key[1 + key[0] :]
         facts: tuple[Fact, ...] = (b"svc/" + key, b"ns/" + namespace)
         service = entry.service if entry is not None else None
         if entry is None or service is None or not self._exposed(namespace):
             return self._replies.missing(zone, facts)
         if service.external is not None:
-            return self._external(name, owner, type, zone, service.external, facts, trail)
+            return self._external(query, zone, service.external, facts, trail)
         if service.headless or self._options.ignore_empty:
             facts = (*facts, b"eps/" + key)
-            if not self._index.synced("endpointslices"):
-                return self._replies.unknown(zone, "endpointslices")
-            if not entry.ready:
-                return self._replies.missing(zone, facts)
+            without = self._without_endpoints(zone, facts, entry)
+            if without is not None:
+                return without
+        type = query.type
         width = WIDTHS.get(type)
         if width is None:
-            if type != SRV:
-                return self._replies.found(zone, facts)
-            return self._srv(owner, zone, facts, self._candidates(entry, Asked(service=service.name)))
+            found = self._candidates(entry, Asked()) if type == SRV else []
+            return self._srv(query, zone, facts, found)
         addresses = _endpoint_addresses(entry, width) if service.headless else service.addresses
-        ttl = self._ttl
+        ttl, owner = self._ttl, query.spelling
         answer = [Record(owner, type, ttl, address) for address in addresses if len(address) == width]
         return self._replies.found(zone, facts, tuple(answer))
 
-    def _part(self, owner: bytes, type: int, zone: Name, key: bytes, entry: Entry | None, asked: Asked) -> Reply:
+    def _part(self, query: Query, zone: Name, key: bytes, entry: Entry | None, asked: Asked) -> Reply:
         """One endpoint of a Service, or a Service restricted to a port."""
         namespace = key[1 + key[0] :]
         facts: tuple[Fact, ...] = (b"svc/" + key, b"ns/" + namespace)
@@ -216,17 +218,24 @@ class Names:
             return self._replies.missing(zone, facts)
         if service.headless or asked.endpoint or self._options.ignore_empty:
             facts = (*facts, b"eps/" + key)
-            if not self._index.synced("endpointslices"):
-                return self._replies.unknown(zone, "endpointslices")
-            if not entry.ready:
-                return self._replies.missing(zone, facts)
+            without = self._without_endpoints(zone, facts, entry)
+            if without is not None:
+                return without
         found = self._candidates(entry, asked)
         if not found:
             return self._replies.missing(zone, facts)
-        if type == SRV:
-            return self._srv(owner, zone, facts, found)
-        addresses = dict.fromkeys(address for _, address, _ in found)
-        return self._replies.found(zone, facts, self._replies.addresses(owner, type, addresses))
+        if query.type == SRV:
+            return self._srv(query, zone, facts, found)
+        return self._addresses(query, zone, facts, dict.fromkeys(address for _, address, _ in found))
+
+    def _without_endpoints(self, zone: Name, facts: tuple[Fact, ...], entry: Entry) -> Reply | None:
+        """What is said when the endpoints are not known, or there are none; None: there are some."""
+        if not self._index.synced("endpointslices"):
+            return self._replies.unknown(zone, "endpointslices")
+        return None if entry.ready else self._replies.missing(zone, facts)
+
+    def _addresses(self, query: Query, zone: Name, facts: tuple[Fact, ...], addresses: Iterable[bytes]) -> Reply:
+        return self._replies.found(zone, facts, self._replies.addresses(query.spelling, query.type, addresses))
 
     def _candidates(self, entry: Entry, asked: Asked) -> list[tuple[bytes, bytes, Port]]:
         """(labels below ``svc``, address, port) of everything that fits; ports without a number are `_NO_PORT`."""
@@ -262,40 +271,33 @@ class Names:
             if (hostname or (pod_names and pod) or (address == spelled and wanted)) == wanted
         ]
 
-    def _srv(self, owner: bytes, zone: Name, facts: tuple[Fact, ...], found: list[tuple[bytes, bytes, Port]]) -> Reply:
+    def _srv(self, query: Query, zone: Name, facts: tuple[Fact, ...], found: list[tuple[bytes, bytes, Port]]) -> Reply:
         """One SRV record for each target and port; all candidates, though they may share one, divide the weight."""
         weight = max(1, 100 // len(found)) if found else 0
         answer: dict[tuple[bytes, int], Record] = {}
         additional: dict[tuple[bytes, bytes], Record] = {}
         for below, address, port in found:
             target = below + _SVC + zone
-            if port is not _NO_PORT and port.number and fits(target):
+            if port.number and fits(target):
                 data = rdata.srv(0, weight, port.number, target)
-                answer[target, port.number] = Record(owner, SRV, self._ttl, data)
+                answer[target, port.number] = Record(query.spelling, SRV, self._ttl, data)
                 additional[target, address] = self._replies.address(target, address)
         return self._replies.found(zone, facts, tuple(answer.values()), tuple(additional.values()))
 
     def _external(
-        self,
-        name: Name,
-        owner: bytes,
-        type: int,
-        zone: Name,
-        target: bytes,
-        facts: tuple[Fact, ...],
-        trail: tuple[Name, ...],
+        self, query: Query, zone: Name, target: bytes, facts: tuple[Fact, ...], trail: tuple[Name, ...]
     ) -> Reply | Chase:
         if not target:
             return self._replies.missing(zone, facts)
-        cname = Record(owner, CNAME, self._ttl, target)
-        if type == CNAME:
+        cname = Record(query.spelling, CNAME, self._ttl, target)
+        if query.type == CNAME:
             return self._replies.found(zone, facts, (cname,))
-        folded = target.lower()
-        if type not in WIDTHS or is_under(folded, name) or name in trail or len(trail) > CHAIN:
+        name, folded = query.name, target.lower()
+        if query.type not in WIDTHS or is_under(folded, name) or name in trail or len(trail) > CHAIN:
             return self._replies.found(zone, facts)
         if not is_under(folded, zone):
             return Chase((cname,), target, self._replies.found(zone, facts), Lease(FOREVER, facts))
-        further = self._lookup(folded, target, type, (*trail, name))
+        further = self._lookup(query.replace(name=folded, spelling=target), (*trail, name))
         if isinstance(further, Chase):
             lease = further.lease.shrink(FOREVER, facts)
             return Chase((cname, *further.cnames), further.target, self._replies.found(zone, lease.facts), lease)
@@ -307,7 +309,7 @@ class Names:
 
     # -- Pods
 
-    def _pod(self, owner: bytes, type: int, zone: Name, asked: Asked, namespace: bytes) -> Reply:
+    def _pod(self, query: Query, zone: Name, asked: Asked, namespace: bytes) -> Reply:
         facts: tuple[Fact, ...] = (b"ns/" + namespace,)
         mode = self._options.pods
         if mode == "disabled" or not self._exposed(namespace):
@@ -321,23 +323,23 @@ class Names:
             facts = (*facts, b"pod/" + address)
             if not any(pod.namespace == asked.namespace for pod in self._index.pods(address)):
                 return self._replies.missing(zone, facts, "pods")
-        if type == SRV:
+        if query.type == SRV:
             # CoreDNS has one for every Pod name, with port 0.
             target = b"%c%b%b\x03pod%b" % (len(asked.service), asked.service, namespace, zone)
-            answer = Record(owner, SRV, self._ttl, rdata.srv(0, 100, 0, target))
+            answer = Record(query.spelling, SRV, self._ttl, rdata.srv(0, 100, 0, target))
             return self._replies.found(zone, facts, (answer,), (self._replies.address(target, address),))
-        return self._replies.found(zone, facts, self._replies.addresses(owner, type, (address,)))
+        return self._addresses(query, zone, facts, (address,))
 
     # -- reverse names
 
-    def _reverse(self, name: Name, owner: bytes, type: int, zone: Name) -> Reply:
-        address = reverse_address(name)
+    def _reverse(self, query: Query, zone: Name) -> Reply:
+        address = reverse_address(query.name)
         if address is None:
             return self._replies.missing(zone, ())
         facts: list[Fact] = [b"ip/" + address]
         for entry in self._index.by_cluster_ip(address):
             if self._shown(entry, facts):
-                return self._pointers(owner, type, zone, facts, [entry.key])
+                return self._pointers(query, zone, facts, [entry.key])
         if not self._index.synced("services"):
             return self._replies.unknown(zone, "services")
         if not self._index.synced("endpointslices"):
@@ -351,7 +353,7 @@ class Names:
                         targets.update(
                             (b"%c%b%b" % (len(label), label, entry.key), None) for at, label in named if at == address
                         )
-        return self._pointers(owner, type, zone, facts, list(targets))
+        return self._pointers(query, zone, facts, list(targets))
 
     def _shown(self, entry: Entry, facts: list[Fact]) -> bool:
         """Whether reverse lookups may name this Service; the fact on which that stands joins ``facts``."""
@@ -361,34 +363,35 @@ class Names:
         facts.append(b"ns/" + namespace)
         return self._exposed(namespace)
 
-    def _pointers(self, owner: bytes, type: int, zone: Name, facts: list[Fact], targets: list[bytes]) -> Reply:
+    def _pointers(self, query: Query, zone: Name, facts: list[Fact], targets: list[bytes]) -> Reply:
         names = [target + _SVC + self._primary for target in targets]
-        answer = tuple([Record(owner, PTR, self._ttl, name) for name in names if fits(name)])
+        answer = tuple([Record(query.spelling, PTR, self._ttl, name) for name in names if fits(name)])
         if not answer:
             return self._replies.missing(zone, tuple(facts))
-        return self._replies.found(zone, tuple(facts), answer if type == PTR else ())
+        return self._replies.found(zone, tuple(facts), answer if query.type == PTR else ())
 
     # -- the zone itself
 
-    def _apex(self, owner: bytes, type: int, zone: Name) -> Reply:
-        if type == SOA:
-            reply = self._replies.found(zone, (), (self._replies.soa(zone).with_owner(owner),))
+    def _apex(self, query: Query, zone: Name) -> Reply:
+        if query.type == SOA:
+            reply = self._replies.found(zone, (), (self._replies.soa(zone).with_owner(query.spelling),))
             return reply.leased(Lease())
-        if type != NS:
+        if query.type != NS:
             return self._replies.found(zone, ())
         kind, servers, facts = self._servers(zone)
         if kind:
             return self._replies.unknown(zone, kind)
-        answer = tuple([Record(owner, NS, self._ttl, name) for name in dict.fromkeys(name for name, _ in servers)])
+        answer = tuple(
+            [Record(query.spelling, NS, self._ttl, name) for name in dict.fromkeys(name for name, _ in servers)]
+        )
         additional = tuple([self._replies.address(name, address) for name, address in servers])
         return self._replies.found(zone, facts, answer, additional)
 
-    def _server(self, owner: bytes, type: int, zone: Name) -> Reply:
+    def _server(self, query: Query, zone: Name) -> Reply:
         kind, servers, facts = self._servers(zone)
         if kind:
             return self._replies.unknown(zone, kind)
-        addresses = dict.fromkeys(address for _, address in servers)
-        return self._replies.found(zone, facts, self._replies.addresses(owner, type, addresses))
+        return self._addresses(query, zone, facts, dict.fromkeys(address for _, address in servers))
 
     def _servers(self, zone: Name) -> tuple[str, list[tuple[bytes, bytes]], tuple[Fact, ...]]:
         """What is in front of this server: ("", [(name, address)], facts), or the kind of objects that is not known."""
