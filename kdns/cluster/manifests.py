@@ -7,6 +7,8 @@ the index changes only what changed.  That takes a second or less, and a file th
 
 An edit that makes no sense changes nothing: the last good objects stay, one log line says what is wrong and where, and
 `ManifestSource.trouble` repeats it until the files are good again.
+
+Metrics: ``kdns_manifests_refused_total``: how often the files made no sense, or went beyond a bound.
 """
 
 from __future__ import annotations
@@ -67,7 +69,7 @@ class ManifestSource:
         self._apply = apply
         self._log = log
         self._interval = interval
-        self._refused = metrics.counter("kdns_manifests_refused_total", "Edits of manifests that made no sense.").cell()
+        self._refused = metrics.counter("kdns_manifests_refused_total", "How often the manifests made no sense.").cell()
         self._files: dict[str, _File] = {}
         self._world = World({}, {})
         self._loaded = False
