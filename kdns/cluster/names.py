@@ -340,10 +340,9 @@ class Names:
         for entry in self._index.by_cluster_ip(address):
             if self._shown(entry, facts):
                 return self._pointers(query, zone, facts, [entry.key])
-        if not self._index.synced("services"):
-            return self._replies.unknown(zone, "services")
-        if not self._index.synced("endpointslices"):
-            return self._replies.unknown(zone, "endpointslices")
+        for kind in ("services", "endpointslices", *(("namespaces",) if self._filtered else ())):
+            if not self._index.synced(kind):
+                return self._replies.unknown(zone, kind)
         targets: dict[bytes, None] = {}
         for entry in self._index.by_endpoint(address):
             if self._shown(entry, facts):

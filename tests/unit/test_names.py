@@ -628,6 +628,11 @@ def test_partial_knowledge_of_addresses(known: tuple[str, ...], address: str, li
     assert said(partly(*known), name.to_text(name.reverse(pack_address(address))), "PTR") == lines
 
 
+def test_reverse_lookups_of_selected_namespaces_need_to_know_them() -> None:
+    names = names_of(fill(Index(KINDS), *WORLD, kinds=KINDS[1:]), selected=True)
+    assert said(names, "2.0.1.10.in-addr.arpa.", "PTR") == said(names, "1.0.96.10.in-addr.arpa.", "PTR") == [UNKNOWN]
+
+
 def test_half_a_reverse_name_is_not_denied_before_anything_is_known() -> None:
     assert said(partly(), "96.10.in-addr.arpa.", "PTR") == [UNKNOWN]
 
