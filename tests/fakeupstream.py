@@ -15,7 +15,6 @@ likes: see `Asked`.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import socket
 import ssl
 import struct
@@ -135,6 +134,8 @@ class FakeUpstream:
         self.connections = 0
         """TCP connections accepted so far."""
         self.open_connections = 0
+        self.errors: list[Exception] = []
+        """What scripts raised; leaving the ``async with`` raises it again."""
         self.port = port
         self._udp, self._tcp, self._tls = udp and tls is None, tcp, tls
         self._transport: asyncio.DatagramTransport | None = None
@@ -150,6 +151,8 @@ class FakeUpstream:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self.stop()
+        if self.errors and error is None:
+            raise self.errors[0]
 
     @property
     def address(self) -> str:
@@ -222,8 +225,12 @@ class FakeUpstream:
         self._run(self._play(asked))
 
     async def _play(self, asked: Asked) -> None:
-        with contextlib.suppress(ConnectionError):
+        try:
             await self.script(asked)
+        except ConnectionError:
+            pass
+        except Exception as error:  # noqa: BLE001 - raised again where the test ends
+            self.errors.append(error)
 
     def _run(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)

@@ -120,12 +120,14 @@ class Window:
         self._quickest = math.inf
         self._until = 0.0
 
-    def answered(self, now: float, took: float, under_way: int) -> None:
-        """An answer took so many seconds, and so many questions are under way."""
+    def answered(self, now: float, took: float, under_way: int) -> bool:
+        """An answer took so many seconds, and so many questions are under way; True at the end of an epoch."""
         if took < self._quickest:
             self._quickest = took
-        if now >= self._until:
-            self._adjust(now, under_way)
+        if now < self._until:
+            return False
+        self._adjust(now, under_way)
+        return True
 
     def _adjust(self, now: float, under_way: int) -> None:
         quickest, self._quickest = self._quickest, math.inf

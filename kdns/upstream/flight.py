@@ -34,7 +34,7 @@ class Flight(Ask):
     )  # fmt: skip
 
     def __init__(self, group: Group, name: Name, kind: bytes, tail: bytes, shape: Shape, now: float) -> None:
-        super().__init__(name, kind, tail)
+        self.name, self.kind, self.tail = name, kind, tail
         self.group = group
         self.shape = shape
         self.proto = shape[1]
@@ -58,7 +58,7 @@ class Flight(Ask):
 
     def join(self) -> asyncio.Future[Outcome]:
         """A future of one's own for the outcome: one who goes away takes nobody with him."""
-        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[Outcome] = self.group.loop.create_future()
         self.waiters.append(future)
         return future
 
@@ -100,7 +100,7 @@ class Flight(Ask):
             self.fallback = (message, upstream.to)
             if self._send(upstream, "tcp", now):
                 return
-        if message.rcode in options.failover:
+        if options.failover and message.rcode in options.failover:
             self.failovers += 1
             self.fallback = (message, upstream.to)
             if self.failovers < len(group.upstreams) and (self._launch(now, 1) or self.attempts):

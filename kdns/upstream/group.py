@@ -89,9 +89,8 @@ _HEDGE_BURST: Final = 50.0
 must not get more), and how many may at once."""
 _PATIENCE: Final = 1.2
 """Read time-outs after which a question fails when no server has given a sign of life since it was asked."""
-_REFRESH: Final = 0.1
 _CENSUS: Final = 0.05
-"""Seconds between two looks at the servers, and between two censuses."""
+"""Seconds between two censuses."""
 
 _ASKED_FLAGS: Final = RD | CD | AD
 _PASSED_FLAGS: Final = AA | TC | RA | AD
@@ -127,6 +126,8 @@ class Group:
         """Different questions."""
         self.waiting = 0
         """Queries that wait for them."""
+        self._proto = "tcp" if options.force_tcp else "udp" if options.prefer_udp else ""
+        """How to ask; empty = as the client does."""
         self._most = min(options.max_concurrent or limits.UPSTREAM_FLIGHTS, limits.UPSTREAM_FLIGHTS)
         self.window = Window(self._most)
         self._flights: dict[bytes, list[Flight]] = {}
@@ -134,10 +135,15 @@ class Group:
         self._random = random_numbers()
         self._turn = 0
         self._credit = _HEDGE_BURST
-        self._refreshed = 0.0
         self._census: Census[Flight] | None = None
         self._counted = 0.0
         self._meters = _Meters(home.metrics)
+        self._home = home
+        home.groups.add(self)
+
+    def close(self) -> None:
+        """Nobody new will ask."""
+        self._home.groups.discard(self)
 
     # -- those who ask
 
@@ -152,8 +158,6 @@ class Group:
             return self._turn_away("waiting")
         clients[client] = pending + 1
         self.waiting += 1
-        meters = self._meters
-        meters.waiting.value += 1
         try:
             boarded = self._board(query)
             if isinstance(boarded, _Full):
@@ -163,7 +167,6 @@ class Group:
             reply, to = await boarded
         finally:
             self.waiting -= 1
-            meters.waiting.value -= 1
             if clients[client] == 1:
                 del clients[client]
             else:
@@ -178,8 +181,7 @@ class Group:
         if edns is not None and edns.options:
             options = tuple(option for option in edns.options if option[0] not in _HOP_BY_HOP)
             edns = Edns(edns.size, edns.do, options)
-        asked = self.options
-        proto = "tcp" if asked.force_tcp else "udp" if asked.prefer_udp else query.listener.proto
+        proto = self._proto or query.listener.proto
         flags = query.flags & _ASKED_FLAGS
         shape: Shape = (flags, proto, False, ()) if edns is None else (flags, proto, edns.do, edns.options)
         key = query.name + _pack_kind(query.type, query.klass)
@@ -202,7 +204,6 @@ class Group:
         flight = Flight(self, query.name, key[-4:], packet[2:], shape, now)
         self._flights.setdefault(key, []).append(flight)
         self.under_way += 1
-        self._meters.under_way.value += 1
         if self._credit < _HEDGE_BURST:
             self._credit += _HEDGE_SHARE
         future = flight.join()
@@ -250,8 +251,12 @@ class Group:
         """
         upstreams = self.upstreams
         first = not tried
-        if first and all(upstream.health.spotless for upstream in upstreams):
-            return self._by_policy(upstreams, True)
+        if first:
+            for upstream in upstreams:
+                if not upstream.health.spotless:
+                    break
+            else:
+                return self._by_policy(upstreams, True)
         standings = self._standings(now)
         best = min(standings)
         if best == DOWN:
@@ -311,9 +316,7 @@ class Group:
 
     def note(self, now: float, took: float) -> None:
         """A server took so many seconds for an answer."""
-        self.window.answered(now, took, self.under_way)
-        if now >= self._refreshed:
-            self._refreshed = now + _REFRESH
+        if self.window.answered(now, took, self.under_way):
             quickest = min((upstream.health.rtt for upstream in self.upstreams if upstream.health.rtt), default=0.0)
             self.hedge = max(_HEDGES[0], min(3 * quickest, _HEDGES[1]))
 
@@ -325,7 +328,6 @@ class Group:
         if not flights:
             del self._flights[key]
         self.under_way -= 1
-        self._meters.under_way.value -= 1
 
     def reply(self, message: Message) -> Reply:
         """An upstream's answer as a Reply: scrubbed, and without what was between it and us."""
@@ -389,5 +391,3 @@ class _Meters:
         self.scrubbed = metrics.counter(
             "kdns_upstream_scrubbed_total", "Answers with records that did not belong to the question."
         ).cell()
-        self.under_way = metrics.gauge("kdns_upstream_under_way", "Different questions under way to upstreams.").cell()
-        self.waiting = metrics.gauge("kdns_upstream_waiting", "Queries that wait for an upstream.").cell()

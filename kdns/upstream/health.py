@@ -47,7 +47,9 @@ class Health:
 
     def answered(self, now: float, took: float, late: bool) -> None:
         """A question was answered after ``took`` seconds; ``late``: it has been counted as missed."""
-        self.alive(now)
+        self.heard = now
+        if self.fails or self.silent:
+            self.alive(now)
         self.rtt = self.rtt + (took - self.rtt) / 8 if self.rtt else took
         if self._miss and not late:
             self._count_miss(now, 0.0)

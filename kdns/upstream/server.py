@@ -7,7 +7,7 @@ import functools
 import hashlib
 import resource
 import ssl
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
@@ -17,10 +17,14 @@ from kdns.metrics import Buckets, Cell, Metrics
 from kdns.name import ROOT, Name
 from kdns.upstream.ask import Ask, Attempt, UpstreamError, timed_out
 from kdns.upstream.health import Health
+from kdns.upstream.poller import Poller
 from kdns.upstream.stream import Peer, StreamPool, resolve
 from kdns.upstream.udp import Allowance, UdpPool, endpoint_text
 from kdns.upstream.wheel import Wheel
 from kdns.wire import Message, pack_query
+
+if TYPE_CHECKING:
+    from kdns.upstream.group import Group
 
 PROXY: Final = "forward"
 """Label ``proxy_name`` of CoreDNS's metrics."""
@@ -114,7 +118,9 @@ class Upstream:
         self._udp = None
         if tls is None:
             remote = resolve(settings.host, settings.port)
-            self._udp = UdpPool(remote, settings.source, lifetime, home.wheel, home.allowance, self._cells("udp"))
+            self._udp = UdpPool(
+                remote, settings.source, lifetime, home.wheel, home.poller, home.allowance, self._cells("udp")
+            )
         peer = Peer(
             settings.host,
             settings.port,
@@ -273,10 +279,15 @@ class Upstreams:
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
         self.wheel = Wheel()
+        self.poller = Poller()
+        self.groups: set[Group] = set()
+        """Those who ask; for the metrics."""
         self.allowance = Allowance(min(limits.UPSTREAM_SOCKETS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
         self._servers: dict[Settings, Upstream] = {}
         sockets = metrics.gauge("kdns_upstream_sockets", "Sockets open to upstreams.", ("proto",))
         self._udp_sockets, self._streams = sockets.cell("udp"), sockets.cell("tcp")
+        self._under_way = metrics.gauge("kdns_upstream_under_way", "Different questions under way to upstreams.").cell()
+        self._waiting = metrics.gauge("kdns_upstream_waiting", "Queries that wait for an upstream.").cell()
         self._healthy = metrics.gauge(
             "kdns_upstream_healthy", "Whether an upstream answers: 1, or 0 when it is silent or down.", ("to",)
         )
@@ -305,6 +316,7 @@ class Upstreams:
             server.close()
         self._servers.clear()
         self.wheel.close()
+        self.poller.close()
 
     def _scrape(self) -> None:
         datagram = stream = 0
@@ -315,3 +327,5 @@ class Upstreams:
             health = server.health
             self._healthy.cell(server.to).value = int(health.reachable)
         self._udp_sockets.value, self._streams.value = datagram, stream
+        self._under_way.value = sum(group.under_way for group in self.groups)
+        self._waiting.value = sum(group.waiting for group in self.groups)

@@ -5,19 +5,17 @@ costs three times as much as an old one, so a port serves `limits.UPSTREAM_USES`
 to `limits.UPSTREAM_PORTS`, and is given up at once when something comes in on it that was not asked for: whoever sprays
 a known port gets rid of it.  The chance is drawn over all places of the pool, the empty ones too, and an empty place
 means a new port: a server with little to do uses each port once.
-
-One `recv` per wake-up: what else has come wakes us again, and nobody is read dry at the cost of others.
 """
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from typing import Any, Final
 
 from kdns import limits
 from kdns.metrics import Cell
 from kdns.upstream.ask import Attempt, UpstreamError, matching, random_numbers
+from kdns.upstream.poller import Poller
 from kdns.upstream.wheel import Wheel
 
 _LARGEST: Final = 65535
@@ -25,6 +23,11 @@ _FIRST_SOCKETS: Final = 4
 """Sockets that every pool may have, whatever the others hold."""
 _SCARCE: Final = 1.0
 """Seconds without new sockets after the kernel refused one."""
+
+
+def endpoint_text(host: str, port: int) -> str:
+    """``192.0.2.1:53``, ``[2001:db8::1]:53``."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 class Allowance:
@@ -46,7 +49,7 @@ class Port:
         self.born = self.used = born
         self.uses = 0
         self.strangers = 0
-        """Datagrams with IDs that were not asked for."""
+        """Datagrams that answered nothing."""
         self.waiting: dict[int, Attempt] = {}
         """ID → what waits for its answer."""
         self.forsaken: set[int] = set()
@@ -61,12 +64,40 @@ class Port:
 
     def forget(self, attempt: Attempt) -> None:
         """The answer to this attempt is not wanted any more."""
-        self._pool.forget(self, attempt)
+        if self.waiting.get(attempt.id) is attempt:
+            del self.waiting[attempt.id]
+            self.forsaken.add(attempt.id)
+            self._pool.tired(self)
 
-
-def endpoint_text(host: str, port: int) -> str:
-    """``192.0.2.1:53``, ``[2001:db8::1]:53``."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    def readable(self) -> None:
+        """Read one datagram."""
+        try:
+            packet = self.sock.recv(_LARGEST)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            # ICMP: nobody listens there, or no way leads there.
+            self._pool.fail(self, error, "read")
+            return
+        if len(packet) < 12:
+            self._pool.burn(self)
+            return
+        id = packet[0] << 8 | packet[1]
+        attempt = self.waiting.get(id)
+        if attempt is None:
+            if id not in self.forsaken:
+                self._pool.burn(self)
+            return
+        if attempt.guarded:
+            return
+        message = matching(packet, attempt.ask)
+        if message is None:
+            self._pool.burn(self)
+            return
+        del self.waiting[id]
+        if self.place < 0:
+            self._pool.close_if_done(self)
+        attempt.ask.answered(attempt, message)
 
 
 class UdpPool:
@@ -78,6 +109,7 @@ class UdpPool:
         source: str,
         lifetime: tuple[float, float, int],
         wheel: Wheel,
+        poller: Poller,
         allowance: Allowance,
         cells: tuple[Cell, Cell, Cell],
     ) -> None:
@@ -90,11 +122,12 @@ class UdpPool:
         self._source = source
         self._expire, self._max_age, idle = lifetime
         self._most = min(idle or limits.UPSTREAM_PORTS, limits.UPSTREAM_PORTS)
-        self._wheel, self._allowance = wheel, allowance
+        self._wheel, self._poller, self._allowance = wheel, poller, allowance
         self._hits, self._misses, self._strange = cells
         self._random = random_numbers()
         self._pool: list[Port] = []
         self._scarce_until = 0.0
+        self._scarce_why = "no socket to spare"
         self._sweeping = False
         self.open = 0
         """Sockets, those included that only wait for answers."""
@@ -102,14 +135,13 @@ class UdpPool:
 
     def send(self, attempt: Attempt) -> None:
         """Send the attempt's question on some port.  Raises UpstreamError."""
-        pool = self._pool
-        random = self._random
+        pool, random, now = self._pool, self._random, attempt.sent
         place = next(random) % limits.UPSTREAM_PORTS
         if place < len(pool):
             port = pool[place]
             self._hits.value += 1
         else:
-            port = self._new_port(place, attempt.sent)
+            port = self._new_port(place, now)
         waiting = port.waiting
         id = next(random)
         while id in waiting or id in port.forsaken:
@@ -117,33 +149,23 @@ class UdpPool:
         waiting[id] = attempt
         attempt.id = id
         attempt.carrier = port
-        port.used = attempt.sent
+        port.used = now
         port.uses += 1
         try:
             port.sock.send(id.to_bytes(2, "big") + attempt.ask.tail)
         except OSError as error:
             del waiting[id]
-            self._fail(port, error, "write")
+            self.fail(port, error, "write")
             raise UpstreamError(f"write {port.path}: write: {_words(error)}") from None
-        if port.uses >= limits.UPSTREAM_USES and port.place >= 0 and self._plenty(attempt.sent):
+        if port.uses >= limits.UPSTREAM_USES and port.place >= 0 and self._plenty(now):
             self._retire(port)
-
-    def forget(self, port: Port, attempt: Attempt) -> None:
-        """The answer to this attempt is not wanted any more."""
-        if port.waiting.get(attempt.id) is attempt:
-            del port.waiting[attempt.id]
-            port.forsaken.add(attempt.id)
-            if self._allowance.left > 0:
-                # Whoever has watched this port for so long may know it by now.
-                self._retire(port)
-                self._close_if_done(port)
 
     def close(self) -> None:
         """No socket is kept any longer than its questions wait."""
         self.closed = True
         for port in list(self._pool):
             self._retire(port)
-            self._close_if_done(port)
+            self.close_if_done(port)
 
     def tick(self, now: float) -> None:
         """Let go of what has not been used, or has been kept, for too long."""
@@ -151,21 +173,57 @@ class UdpPool:
         for port in list(self._pool):
             if now - port.used > self._expire or 0 < self._max_age < now - port.born:
                 self._retire(port)
-                self._close_if_done(port)
+                self.close_if_done(port)
         self._sweep_later(now)
+
+    # -- what ports say
+
+    def tired(self, port: Port) -> None:
+        """The port has waited in vain for an answer: whoever has watched it for so long may know it by now."""
+        if self._allowance.left > 0:
+            self._retire(port)
+        self.close_if_done(port)
+
+    def burn(self, port: Port) -> None:
+        """A datagram that answers nothing: the true answer is still awaited, but nothing more is asked here."""
+        self._strange.value += 1
+        port.strangers += 1
+        self._retire(port)
+        self.close_if_done(port)
+        if port.strangers == limits.UPSTREAM_STRANGERS:
+            for attempt in list(port.waiting.values()):
+                attempt.ask.distrust(attempt)
+
+    def fail(self, port: Port, error: OSError, verb: str) -> None:
+        """Nothing that waits on this port will be answered."""
+        self._retire(port)
+        lost = list(port.waiting.values())
+        port.waiting.clear()
+        self.close_if_done(port)
+        reason = UpstreamError(f"{verb} {port.path}: {verb}: {_words(error)}")
+        for attempt in lost:
+            attempt.ask.failed(attempt, reason)
+
+    def close_if_done(self, port: Port) -> None:
+        """Close the port if nothing more is asked there and nothing waits."""
+        if port.place < 0 and not port.waiting and (fd := port.sock.fileno()) >= 0:
+            self._poller.forget(fd)
+            port.sock.close()
+            self.open -= 1
+            self._allowance.left += 1
 
     # -- sockets come and go
 
     def _new_port(self, place: int, now: float) -> Port:
+        """A new port; one of the pool when there can be no new one."""
         pool = self._pool
-        reason = "no socket to spare"
         if self._plenty(now):
             try:
                 port = self._open(now)
             except OSError as error:
                 # No descriptors, ports or memory, or no way: asking again at every question would only burn time.
                 self._scarce_until = now + _SCARCE
-                reason = _words(error)
+                self._scarce_why = _words(error)
             else:
                 self._misses.value += 1
                 if len(pool) < self._most and not self.closed:
@@ -174,19 +232,18 @@ class UdpPool:
                     self._sweep_later(now)
                 return port
         if not pool:
-            raise UpstreamError(f"dial udp {self.remote}: connect: {reason}")
+            raise UpstreamError(f"dial udp {self.remote}: connect: {self._scarce_why}")
         self._hits.value += 1
         return pool[place % len(pool)]
 
     def _open(self, now: float) -> Port:
-        sock = socket.socket(self._family, socket.SOCK_DGRAM)
+        sock = socket.socket(self._family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
-            sock.setblocking(False)
             if self._source:
                 sock.bind((self._source, 0))
             sock.connect(self._address)
             port = Port(sock, self, now)
-            asyncio.get_running_loop().add_reader(sock.fileno(), self._readable, port)
+            self._poller.watch(sock.fileno(), port)
         except OSError:
             sock.close()
             raise
@@ -208,68 +265,10 @@ class UdpPool:
                 last.place = place
             port.place = -1
 
-    def _close_if_done(self, port: Port) -> None:
-        if port.place < 0 and not port.waiting and port.sock.fileno() >= 0:
-            asyncio.get_running_loop().remove_reader(port.sock.fileno())
-            port.sock.close()
-            self.open -= 1
-            self._allowance.left += 1
-
     def _sweep_later(self, now: float) -> None:
         if self._pool and not self._sweeping:
             self._sweeping = True
             self._wheel.at(now + max(0.5, self._expire / 4), self)
-
-    # -- what comes in
-
-    def _readable(self, port: Port) -> None:
-        try:
-            packet = port.sock.recv(_LARGEST)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            # ICMP: nobody listens there, or no way leads there.
-            self._fail(port, error, "read")
-            return
-        if len(packet) < 12:
-            self._unasked(port)
-            return
-        attempt = port.waiting.get(packet[0] << 8 | packet[1])
-        if attempt is None:
-            if packet[0] << 8 | packet[1] not in port.forsaken:
-                self._unasked(port)
-            return
-        if attempt.guarded:
-            return
-        message = matching(packet, attempt.ask)
-        if message is None:
-            self._unasked(port)
-            return
-        del port.waiting[attempt.id]
-        if port.place < 0:
-            self._close_if_done(port)
-        attempt.ask.answered(attempt, message)
-
-    def _unasked(self, port: Port) -> None:
-        """A datagram that answers nothing: the true answer is still awaited, but the port is burnt."""
-        self._strange.value += 1
-        port.strangers += 1
-        self._retire(port)
-        if not port.waiting:
-            self._close_if_done(port)
-        elif port.strangers == limits.UPSTREAM_STRANGERS:
-            for attempt in list(port.waiting.values()):
-                attempt.ask.distrust(attempt)
-
-    def _fail(self, port: Port, error: OSError, verb: str) -> None:
-        """Nothing that waits on this port will be answered."""
-        self._retire(port)
-        lost = list(port.waiting.values())
-        port.waiting.clear()
-        reason = UpstreamError(f"{verb} {port.path}: {verb}: {_words(error)}")
-        self._close_if_done(port)
-        for attempt in lost:
-            attempt.ask.failed(attempt, reason)
 
 
 def _words(error: OSError) -> str:

@@ -11,7 +11,7 @@ from kdns import limits
 from kdns.corefile import Directive
 from kdns.log import Logger
 from kdns.message import NOERROR, rcode_number
-from kdns.name import BadName, Name, from_text, is_under, to_text
+from kdns.name import ROOT, BadName, Name, from_text, is_under, to_text
 from kdns.plugin import Site
 from kdns.plugins.forward.targets import Target, is_address, read
 from kdns.upstream import Options, Settings, Tls
@@ -37,7 +37,7 @@ class Stub(msgspec.Struct, frozen=True):
 
     def covers(self, name: Name) -> bool:
         """Whether it is asked for this name; its own zone's name cannot be excepted (CoreDNS)."""
-        if not is_under(name, self.zone):
+        if self.zone != ROOT and not is_under(name, self.zone):
             return False
         return not self.excepted or name == self.zone or not any(is_under(name, zone) for zone in self.excepted)
 
