@@ -32,7 +32,7 @@ class Document(Struct, frozen=True):
 
 
 def read(text: str, file: str) -> Iterator[Document]:
-    """The objects in a file's text, in their order.
+    """The objects in a file's text, in their order, each as soon as it is read.
 
     Raises ObjectError ``FILE:LINE: reason`` for text that is no YAML, and for documents that are no objects.
     """
@@ -40,17 +40,16 @@ def read(text: str, file: str) -> Iterator[Document]:
         # YAML is a superset of JSON but for tabs between tokens; within strings JSON has none.
         text = text.replace("\t", " ")
     try:
-        contents: list[tuple[object, int]] = list(yaml.load_all(text, _Loader))
+        for content, line in yaml.load_all(text, _Loader):
+            if content is not None:
+                yield from _documents(content, file, line)
     except MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise ObjectError(f"{file}:{line}: {' '.join(filter(None, (error.problem, error.context)))}") from None
-    except (YAMLError, ValueError) as error:
+    except (YAMLError, ValueError, LookupError) as error:  # PyYAML: not UTF-8, `!!float x`, `!!bool x`
         raise ObjectError(f"{file}:1: {' '.join(str(error).split())}") from None
     except RecursionError:
         raise ObjectError(f"{file}:1: nested too deeply") from None
-    for content, line in contents:
-        if content is not None:
-            yield from _documents(content, file, line)
 
 
 def _documents(content: object, file: str, line: int) -> Iterator[Document]:
@@ -88,7 +87,13 @@ class _Mapping(dict[str, Any]):
 
 
 class _Loader(CSafeLoader):
-    """PyYAML's safe loader without its notion of times; a document comes with the line that it begins in."""
+    """PyYAML's safe loader without types that JSON does not have; a document comes with the line that it begins in."""
+
+    yaml_constructors = {  # noqa: RUF012 - PyYAML's own way
+        tag: constructor
+        for tag, constructor in CSafeLoader.yaml_constructors.items()
+        if tag is None or tag.removeprefix(_TAG) in ("null", "bool", "int", "float", "str", "seq")
+    }
 
     yaml_implicit_resolvers = {  # noqa: RUF012 - PyYAML's own way
         letter: [(tag, pattern) for tag, pattern in resolvers if tag not in (_TAG + "timestamp", _TAG + "int")]

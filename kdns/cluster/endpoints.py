@@ -41,7 +41,7 @@ PortNumber: TypeAlias = Annotated[int, msgspec.Meta(ge=0, le=65535)]
 # --- manifests, trimmed to what decides about endpoints --------------------------------------------------------------
 
 
-class Meta(Struct, frozen=True):
+class Meta(Struct, frozen=True, gc=False):
     """``metadata`` of any object."""
 
     name: str
@@ -49,7 +49,7 @@ class Meta(Struct, frozen=True):
     labels: dict[str, str] | None = None
 
 
-class ServicePort(Struct, frozen=True):
+class ServicePort(Struct, frozen=True, gc=False):
     """One of ``spec.ports``."""
 
     port: PortNumber
@@ -58,7 +58,7 @@ class ServicePort(Struct, frozen=True):
     target: PortNumber | str | None = field(name="targetPort", default=None)
 
 
-class ServiceSpec(Struct, frozen=True):
+class ServiceSpec(Struct, frozen=True, gc=False):
     """``spec`` of a Service."""
 
     type: str | None = None
@@ -71,7 +71,7 @@ class ServiceSpec(Struct, frozen=True):
     ports: list[ServicePort] | None = None
 
 
-class Service(Struct, frozen=True):
+class Service(Struct, frozen=True, gc=False):
     """A Service manifest."""
 
     metadata: Meta
@@ -88,7 +88,7 @@ class Service(Struct, frozen=True):
         return "None" in (self.spec.cluster_ip, *(self.spec.cluster_ips or ()))
 
 
-class StatefulSet(Struct, frozen=True):
+class StatefulSet(Struct, frozen=True, gc=False):
     """What a StatefulSet gives its Pods."""
 
     subdomain: str
@@ -96,7 +96,7 @@ class StatefulSet(Struct, frozen=True):
     selector: dict[str, str]
 
 
-class Pod(Struct, frozen=True):
+class Pod(Struct, frozen=True, gc=False):
     """What a Pod brings to the Services that select it."""
 
     name: str
@@ -133,7 +133,7 @@ class _Container(Struct):
     restart: str | None = field(name="restartPolicy", default=None)
 
 
-class _PodMeta(Meta, frozen=True):
+class _PodMeta(Meta, frozen=True, gc=False):
     deleted: str | None = field(name="deletionTimestamp", default=None)
 
 

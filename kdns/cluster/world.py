@@ -45,7 +45,7 @@ Objects: TypeAlias = dict[str, dict[tuple[bytes, bytes], Object]]
 """Kind → (namespace, name) → object."""
 
 
-class Entry(Struct, frozen=True):
+class Entry(Struct, frozen=True, gc=False):
     """What is kept of one manifest."""
 
     where: str

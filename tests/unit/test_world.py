@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 
 import pytest
@@ -12,6 +13,7 @@ from kdns.cluster.objects import KINDS, ObjectError
 from kdns.cluster.selectors import EVERYTHING, Selector, parse
 from kdns.cluster.world import Entry, World, build, entry
 from kdns.name import address_text, pack_address
+from tests.support import ROOT
 
 ALL = dict.fromkeys(KINDS, EVERYTHING)
 READY = "status: {podIP: %s, conditions: [{type: Ready, status: 'True'}]}"
@@ -257,6 +259,49 @@ def test_names_instead_of_addresses_are_for_somebody_else() -> None:
 def test_the_namespace_of_other_kinds_must_be_one() -> None:
     with pytest.raises(ObjectError, match=r"f.yaml:2: .*'a\.b' is not a domain-name label"):
         world(manifest("ConfigMap", "c", namespace="a.b"))
+
+
+FRAGMENTS = (
+    *(
+        "null",
+        "[]",
+        "{}",
+        "*a",
+        "&a ",
+        "'",
+        '"',
+        "{",
+        "}",
+        "[",
+        "]",
+        ": ",
+        "- ",
+        "\n",
+        "\t",
+        "---\n",
+        "|",
+        "? ",
+        "<<: ",
+    ),
+    *("-1", "0x", "1e999", "99999999999999999999", "true", "~", ".inf", "!!binary x", "!!set {a}", "!!bool x", "\x00"),
+)
+
+
+def test_whatever_is_written_is_a_world_or_an_error_with_its_place() -> None:
+    choose = random.Random(1)
+    files = sorted((ROOT / "examples" / "cluster").glob("*.yaml"))
+    texts = [text for file in files for text in file.read_text().split("---\n")]
+    worlds = 0
+    for _ in range(1000):
+        text = choose.choice(texts)
+        for _ in range(choose.randint(1, 3)):
+            at = choose.randrange(len(text) + 1)
+            text = text[:at] + choose.choice(FRAGMENTS) + text[at + choose.randrange(8) :]
+        try:
+            worlds += len(world(text).objects) > 0
+        except ObjectError as error:
+            assert str(error).startswith("f.yaml:")
+    assert worlds > 100
 
 
 def test_duplicates() -> None:
