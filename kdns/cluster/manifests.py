@@ -100,12 +100,19 @@ class ManifestSource:
         """Follow the files from now on; needs the running event loop."""
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._follow(), name=f"manifests {self._directory}")
+            self._task.add_done_callback(self._ended)
 
     def close(self) -> None:
         """Follow the files no longer."""
         if self._task is not None:
             self._task.cancel()
             self._task = None
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """Only a bug ends the following before `close` does; then somebody should know."""
+        if not task.cancelled() and (error := task.exception()):
+            self._trouble = f"{self._directory} is followed no longer: {error!r}"
+            self._log.error(self._trouble)
 
     # --- following ---------------------------------------------------------------------------------------------------
 
@@ -131,14 +138,14 @@ class ManifestSource:
 
     async def _update(self, look: dict[str, Stamp] | str) -> None:
         """Take over what has changed, or complain."""
-        try:
-            if isinstance(look, str):
-                raise ObjectError(look)
-            files, world = await asyncio.to_thread(self._read, look)
-        except ObjectError as error:
-            self._refuse(str(error))
+        found = look if isinstance(look, str) else await asyncio.to_thread(self._try, look)
+        if await asyncio.to_thread(self._look) != look:
+            # Somebody wrote while we read, so this may be half of it; the next looks will tell.
             return
-        for _ in self._install(files, world):
+        if isinstance(found, str):
+            self._refuse(found)
+            return
+        for _ in self._install(*found):
             await asyncio.sleep(0)
         if self._trouble:
             self._trouble = ""
@@ -151,6 +158,13 @@ class ManifestSource:
             self._log.error(f"{trouble} (what was read before stays in force)")
 
     # --- reading and handing on --------------------------------------------------------------------------------------
+
+    def _try(self, stamps: Mapping[str, Stamp]) -> tuple[dict[str, _File], World] | str:
+        """As `_read`, or what is wrong."""
+        try:
+            return self._read(stamps)
+        except ObjectError as error:
+            return str(error)
 
     def _read(self, stamps: Mapping[str, Stamp]) -> tuple[dict[str, _File], World]:
         """The files, and the cluster that they describe; changes nothing, so it may run in a thread."""

@@ -347,6 +347,43 @@ async def test_only_what_changed_is_read_again(
     assert read == ["a.yaml", "b.yaml", "b.yaml"]
 
 
+async def test_what_changes_while_it_is_read_is_read_again(
+    tmp_path: Path, source: ManifestSource, known: Known, lines: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from kdns.cluster import manifests
+
+    source.load()
+    original = manifests._entries
+    texts = [SERVICE % ("half", 1), SERVICE % ("a", 1)]
+
+    def writing(path: str) -> tuple[manifests.Entry, ...]:
+        try:
+            return original(path)
+        finally:
+            if texts:
+                Path(path).write_text(texts.pop(0))
+
+    monkeypatch.setattr(manifests, "_entries", writing)
+    source.start()
+    (tmp_path / "a.yaml").write_text("kind: [")
+    await known.wait(lambda: bool(known.names()))
+    assert known.names() == ["a"]
+    assert lines.lines == []
+
+
+async def test_a_bug_is_not_silent(tmp_path: Path, metrics: Metrics, lines: Lines) -> None:
+    def apply(event: Event) -> None:
+        raise RuntimeError("a bug")
+
+    source = ManifestSource(str(tmp_path), {"services": Selection()}, apply, metrics, Logger("x"), interval=0.01)
+    source.start()
+    (tmp_path / "a.yaml").write_text(SERVICE % ("a", 1))
+    async with asyncio.timeout(10):
+        while not source.trouble["services"]:
+            await asyncio.sleep(0.01)
+    assert "is followed no longer: RuntimeError('a bug')" in lines.lines[-1]
+
+
 async def test_closed_means_closed(tmp_path: Path, source: ManifestSource) -> None:
     source.start()
     task = source._task
