@@ -88,13 +88,33 @@ def _plugins_text() -> str:
 
 
 def _loader(conf: str) -> Callable[[], Corefile]:
-    """How to read the Corefile, now and at every reload."""
+    """How to read the Corefile, now and at every reload.
+
+    One without server blocks means CoreDNS's default at start; later it is an accident (a ConfigMap emptied, say), so
+    it is refused.
+    """
+    read = _reader(conf)
+    default = _parse(_DEFAULT_TEXT, "default")
+    serving = False
+
+    def load() -> Corefile:
+        nonlocal serving
+        found = read()
+        if serving and not found.blocks:
+            raise KdnsError(f"{conf or _DEFAULT_FILE} - no server block")
+        serving = bool(found.blocks)
+        return found if serving else default
+
+    return load
+
+
+def _reader(conf: str) -> Callable[[], Corefile]:
     if conf == "stdin":
         text = sys.stdin.read()
         return lambda: _parse(text, "stdin")
     if conf or os.path.exists(_DEFAULT_FILE):
         return lambda: corefile.load(conf or _DEFAULT_FILE, os.environ)
-    return lambda: _parse(_DEFAULT_TEXT, "default")
+    return lambda: _parse("", "default")
 
 
 def _parse(text: str, name: str) -> Corefile:

@@ -149,6 +149,21 @@ def test_the_default_corefile_is_whoami(tmp_path: Path) -> None:
     assert b'"A IN example.org. udp ' in out and b"kdns-" not in out
 
 
+def test_a_corefile_without_server_blocks_is_the_default_at_start_and_refused_later(tmp_path: Path) -> None:
+    port = free_port()
+    file = tmp_path / "Corefile"
+    file.write_text("# nothing yet\n(snippet) {\n    errors\n}\n")
+    with Kdns(file, "-dns.port", str(port)) as kdns:
+        assert alive(port)
+        file.write_text(WHOAMI.format(port=port).replace("    bind 127.0.0.1\n", ""))
+        kdns.process.send_signal(signal.SIGUSR1)
+        kdns.wait_for("Reloading complete")
+        file.write_text("")
+        kdns.process.send_signal(signal.SIGUSR1)
+        kdns.wait_for(f"reload failed: {file} - no server block")
+        assert alive(port)
+
+
 def test_standard_input(tmp_path: Path) -> None:
     port = free_port()
     text = WHOAMI.format(port=port)
