@@ -284,7 +284,11 @@ def _pack(query: Query, reply: Reply, limit: int) -> bytes:
 
 
 def _opt(edns: Edns, reply: Reply, room: int) -> bytes:
-    """The OPT record of a reply, without its options when they alone don't fit into ``room``."""
+    """The OPT record of a reply, without its options when they alone don't fit into ``room``.
+
+    Its size is the asker's, or what ``bufsize`` made of that (CoreDNS has it so, over TCP, too).
+    """
+    size = min(edns.size, reply.limit or edns.size)
     extension = reply.rcode >> 4 << 24 | (_DO if edns.do else 0)
     if reply.options or reply.ede:
         options = b"".join(
@@ -292,8 +296,8 @@ def _opt(edns: Edns, reply: Reply, room: int) -> bytes:
             + [_pack_ede(code, text) for code, text in reply.ede]
         )
         if 11 + len(options) <= room:
-            return _pack_opt(0, OPT, edns.size, extension, len(options)) + options
-    return _pack_opt(0, OPT, edns.size, extension, 0)
+            return _pack_opt(0, OPT, size, extension, len(options)) + options
+    return _pack_opt(0, OPT, size, extension, 0)
 
 
 def _pack_ede(code: int, text: str) -> bytes:

@@ -323,6 +323,13 @@ def test_reply_opt() -> None:
     assert pack(query(), Reply(options=reply.options, ede=reply.ede)) == header(QR | RD) + QUESTION
 
 
+@pytest.mark.parametrize(("asked", "limit", "told"), [(4096, 0, 4096), (4096, 1232, 1232), (100, 1232, 100), (0, 0, 0)])
+def test_the_size_that_bufsize_allows_is_told(asked: int, limit: int, told: int) -> None:
+    for listener in (UDP, TCP):
+        packet = pack(query(edns=Edns(asked, False)).replace(listener=listener), Reply(limit=limit))
+        assert dns.message.from_wire(packet).payload == told
+
+
 def test_extended_rcode_needs_edns() -> None:
     assert rcode_of(pack(query(), Reply(23))) == SERVFAIL
     assert rcode_of(pack(query(edns=Edns(1232, False)), Reply(23))) == 23
