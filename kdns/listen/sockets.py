@@ -15,6 +15,9 @@ from kdns.values import listen_address
 
 _WILDCARDS: Final = ("0.0.0.0", "::")  # noqa: S104 - CoreDNS listens on all addresses unless told otherwise
 
+_ATTEMPTS: Final = 20
+"""For port 0: what the kernel gives for UDP may be in use for TCP."""
+
 
 class ListenError(KdnsError):
     """An address that cannot be listened on; the message names it."""
@@ -33,6 +36,21 @@ def open_dns(label: str, scheme: str, host: str, port: int, opened: contextlib.E
     Scheme ``tls`` has no UDP.  Without a host both address families are served, or the one that this machine has.
     Port 0 means any, but the same one for all sockets.  Raises ListenError.
     """
+    attempts = 1 if port else _ATTEMPTS
+    while True:
+        attempts -= 1
+        with contextlib.ExitStack() as trial:
+            try:
+                sockets = _open_dns(label, scheme, host, port, trial)
+            except ListenError:
+                if not attempts:
+                    raise
+                continue
+            opened.push(trial.pop_all())
+            return sockets
+
+
+def _open_dns(label: str, scheme: str, host: str, port: int, opened: contextlib.ExitStack) -> Sockets:
     sockets = Sockets([], [])
     for address in (host,) if host else _WILDCARDS:
         try:

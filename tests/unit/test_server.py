@@ -9,6 +9,7 @@ import pytest
 from kdns import limits
 from kdns.corefile import CorefileError, Directive
 from kdns.errors import KdnsError
+from kdns.listen import udp
 from kdns.listen.sockets import ListenError
 from kdns.message import NOERROR, A, Query, Record, Reply
 from kdns.plugin import Next, Plugin, Site
@@ -207,6 +208,21 @@ async def test_listeners_come_and_go() -> None:
         assert answers(await ask(second, "a.other."))[0].endswith("10.0.0.2")
         text = text.split("other.")[0]
         assert await server.reload()
+
+
+async def test_any_port_is_one_that_is_free_for_udp_and_tcp(monkeypatch: pytest.MonkeyPatch) -> None:
+    open_socket, asked = udp.open_socket, []
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+
+        def unlucky(host: str, port: int) -> socket.socket:
+            asked.append(port)
+            return open_socket(host, port or (taken.getsockname()[1] if len(asked) == 1 else 0))
+
+        monkeypatch.setattr(udp, "open_socket", unlucky)
+        async with serving(". {\n bind 127.0.0.1\n fixed 10.0.0.1\n}\n") as server:
+            assert server.ports[0] != taken.getsockname()[1]
+            assert answers(await ask(server.ports[0], "a.example.", tcp=True))
+    assert asked == [0, 0]
 
 
 async def test_a_port_in_use_is_named() -> None:
