@@ -1,0 +1,166 @@
+"""The data that all servers answer from, and the questions they are asked."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+NAMESPACES = [f"team-{number}" for number in range(5)]
+SERVICES = 1000
+ENDPOINTS = 3
+"""Of every headless Service."""
+HEADLESS_EVERY = 10
+ZONE = "cluster.local."
+OUTSIDE = "bench.example."
+"""The zone behind the upstream."""
+TTL = 30
+
+
+@dataclass(frozen=True)
+class Service:
+    """A Service, as every server is to know it."""
+
+    namespace: str
+    name: str
+    addresses: tuple[str, ...]
+    """The cluster IP, or the endpoints of a headless one."""
+    headless: bool
+
+    @property
+    def fqdn(self) -> str:
+        return f"{self.name}.{self.namespace}.svc.{ZONE}"
+
+
+def services() -> list[Service]:
+    """All Services; the same in every run."""
+    out: list[Service] = []
+    for number in range(SERVICES):
+        headless = number % HEADLESS_EVERY == 0
+        first = number // 250, number % 250 + 1
+        addresses = (
+            tuple(f"10.{1 + endpoint}.{first[0]}.{first[1]}" for endpoint in range(ENDPOINTS))
+            if headless
+            else (f"10.96.{first[0]}.{first[1]}",)
+        )
+        out.append(Service(NAMESPACES[number % len(NAMESPACES)], f"svc-{number}", addresses, headless))
+    return out
+
+
+def pods(count: int) -> Iterator[tuple[str, str]]:
+    """(name, address) of so many Pods, for names that are asked once."""
+    for number in range(count):
+        address = f"10.{64 + number // 62500}.{number // 250 % 250}.{number % 250 + 1}"
+        yield f"{address.replace('.', '-')}.{NAMESPACES[number % len(NAMESPACES)]}.pod.{ZONE}", address
+
+
+def outside(count: int) -> list[str]:
+    """So many names that the upstream answers."""
+    return [f"n{number}.{OUTSIDE}" for number in range(count)]
+
+
+def cluster_records(pod_count: int) -> Iterator[tuple[str, str, str]]:
+    """(name, type, data) for servers that know nothing of Kubernetes."""
+    for service in services():
+        for address in service.addresses:
+            yield service.fqdn, "A", address
+        if service.headless:
+            for address in service.addresses:
+                yield f"{address.replace('.', '-')}.{service.fqdn}", "A", address
+    for name, address in pods(pod_count):
+        yield name, "A", address
+
+
+# --- questions -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is asked, and how."""
+
+    name: str
+    what: str
+    questions: Callable[[int], Iterator[str]]
+    """(how many) → lines for dnsperf."""
+    once: bool = False
+    """Every question is asked once; otherwise the file is asked over and over."""
+    forwards: bool = False
+    """Needs a server that asks another."""
+    tcp: bool = False
+    rcodes: tuple[str, ...] = ("NOERROR",)
+    """What a right server answers."""
+
+
+def _hot(count: int) -> Iterator[str]:
+    names = [service.fqdn for service in services()[:200]]
+    chosen = random.Random(1)
+    return (f"{chosen.choice(names)} A" for _ in range(10_000))
+
+
+def _cold(count: int) -> Iterator[str]:
+    """Service names as far as they go, Pod names for the rest, in random order."""
+    names = [service.fqdn for service in services()] + [name for name, _ in pods(count)]
+    names = names[:count]
+    random.Random(2).shuffle(names)
+    return (f"{name} A" for name in names)
+
+
+def _nxdomain(count: int) -> Iterator[str]:
+    chosen = random.Random(3)
+    return (f"no-{chosen.getrandbits(48):x}.{chosen.choice(NAMESPACES)}.svc.{ZONE} A" for _ in range(count))
+
+
+def _search(count: int) -> Iterator[str]:
+    """What a Pod's resolver asks with ndots:5 for outside names and for Services by their short names."""
+    chosen = random.Random(4)
+    known, names = services()[:100], outside(100)
+    for _ in range(2_000):
+        namespace = chosen.choice(NAMESPACES)
+        if chosen.random() < 0.5:
+            service = chosen.choice(known)
+            short = f"{service.name}.{service.namespace}."
+            searched = [f"{short}{namespace}.svc.{ZONE}", f"{short}svc.{ZONE}"]
+        else:
+            name = chosen.choice(names)
+            searched = [f"{name}{namespace}.svc.{ZONE}", f"{name}svc.{ZONE}", f"{name}{ZONE}", name]
+        for name in searched:
+            yield f"{name} A"
+            yield f"{name} AAAA"
+
+
+def _forward_hit(count: int) -> Iterator[str]:
+    chosen = random.Random(5)
+    return (f"{chosen.choice(outside(100))} A" for _ in range(10_000))
+
+
+def _forward_miss(count: int) -> Iterator[str]:
+    return (f"{name} A" for name in outside(count))
+
+
+WORKLOADS = {
+    workload.name: workload
+    for workload in (
+        Workload("hot", "hot cluster names", _hot),
+        Workload("cold", "cluster names asked once (Pods and Services)", _cold, once=True),
+        Workload("nxdomain", "random NXDOMAIN below a namespace", _nxdomain, once=True, rcodes=("NXDOMAIN",)),
+        Workload("search", "ndots:5 search mix, A and AAAA", _search, rcodes=("NOERROR", "NXDOMAIN")),
+        Workload("forward-hit", "forwarded, cached", _forward_hit),
+        Workload("forward-miss", "forwarded, every name new", _forward_miss, once=True, forwards=True),
+        Workload("tcp", "TCP, 4 connections, pipelined", _hot, tcp=True),
+    )
+}
+
+
+def write_questions(workload: Workload, count: int, path: Path) -> None:
+    """The file that dnsperf reads."""
+    with path.open("w") as file:
+        file.writelines(f"{line}\n" for line in workload.questions(count))
+
+
+def write_zone(origin: str, records: Iterator[tuple[str, str, str]], path: Path) -> None:
+    """A master file for servers that read one."""
+    with path.open("w") as file:
+        file.write(f"$ORIGIN {origin}\n$TTL {TTL}\n@ SOA ns.dns hostmaster 1 7200 1800 86400 {TTL}\n@ NS ns.dns\n")
+        file.write("ns.dns A 10.96.0.10\n")
+        file.writelines(f"{name} {kind} {data}\n" for name, kind, data in records)
