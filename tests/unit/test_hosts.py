@@ -256,7 +256,7 @@ async def test_changes_are_taken(directory: Path) -> None:
         assert dropped == list(plugin._source.lease.facts)
         assert answer(await plugin.resolve(query("a."), below)) == ["3600 10.0.0.7"]
         assert gauge(process, "coredns_hosts_entries", path) == 4
-        assert gauge(process, "coredns_hosts_reload_timestamp_seconds") == os.stat(path).st_mtime
+        assert gauge(process, "coredns_hosts_reload_timestamp_seconds") == pytest.approx(os.stat(path).st_mtime)
         os.remove(path)
         await until(lambda: bool(log.matching("the last content stays: No such file or directory")))
         assert answer(await plugin.resolve(query("a."), below)) == ["3600 10.0.0.7"]
