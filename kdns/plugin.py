@@ -69,7 +69,7 @@ T = TypeVar("T")
 class Plugin:
     """One directive of one server block."""
 
-    name: ClassVar[str]
+    name: ClassVar[str] = ""
     """Directive, metric label and name in logs."""
     api: ClassVar[int] = API
     replayable: bool = False
@@ -273,15 +273,22 @@ class Site:
         return Logger(name)
 
 
-async def end_of_chain(query: Query) -> Reply:
-    """What a chain answers when no plugin did (CoreDNS: SERVFAIL, `no next plugin found`)."""
-    return failure(SERVFAIL, "no next plugin found")
+class EndOfChain:
+    """What answers when no plugin did: SERVFAIL, with CoreDNS's text, which names the last plugin."""
+
+    def __init__(self, last: str) -> None:
+        self._reply = failure(SERVFAIL, f"plugin/{last}: no next plugin found")
+
+    async def __call__(self, query: Query) -> Reply:
+        """Answer as any Next."""
+        return self._reply
 
 
-def build_chain(plugins: Iterable[Plugin], last: Next = end_of_chain) -> Next:
+def build_chain(plugins: Iterable[Plugin], last: Next | None = None) -> Next:
     """Nest the plugins, outermost first, into one function; ``last`` answers when none of them did."""
-    call = last
-    for plugin in reversed([plugin for plugin in plugins if plugin.handles]):
+    answering = [plugin for plugin in plugins if plugin.handles]
+    call = last or EndOfChain(answering[-1].name if answering else "")
+    for plugin in reversed(answering):
         call = _link(plugin, call)
     return call
 

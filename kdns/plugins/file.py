@@ -52,7 +52,7 @@ from kdns.message import (
     failure,
 )
 from kdns.name import ROOT, Name, longest_zone, to_text
-from kdns.plugin import Next, Plugin, Site, end_of_chain
+from kdns.plugin import EndOfChain, Next, Plugin, Site
 from kdns.zone import BadZone, Found, Zone
 
 _RELOAD: Final = 60.0
@@ -171,7 +171,7 @@ class File(Plugin):
         source = self._source(query.name)
         # Zones are IN; other classes come this far only where `forward` lets them through, and are meant for it.
         if source is None or query.klass != IN:
-            return Reply(REFUSED) if next is end_of_chain else await next(query)
+            return Reply(REFUSED) if isinstance(next, EndOfChain) else await next(query)
         if query.type in (AXFR, IXFR):
             return Reply(REFUSED)
         zone = source.zone

@@ -28,7 +28,7 @@ from kdns.message import (
     type_number,
 )
 from kdns.name import from_text
-from kdns.plugin import Process, Site, end_of_chain
+from kdns.plugin import EndOfChain, Process, Site
 from kdns.plugins.file import File
 from kdns.rdata import to_text
 from kdns.zone import BadZone
@@ -113,7 +113,7 @@ async def test_other_names_and_classes_are_for_the_next_plugin(directory: Path) 
     file = await started(directory)
     for asked in (query("example.net."), query("."), query("xexample.org."), query("www.example.org.", klass=3)):
         assert (await file.resolve(asked, below)).lease == Lease(100.0, (b"below",))
-        assert await file.resolve(asked, end_of_chain) == Reply(REFUSED)
+        assert await file.resolve(asked, EndOfChain("file")) == Reply(REFUSED)
 
 
 @pytest.mark.parametrize("kind", ["AXFR", "IXFR"])

@@ -11,6 +11,7 @@ import pytest
 from kdns.message import FOREVER, NO_LEASE, SERVFAIL, A, Fact, Lease, Listener, Query, Reply
 from kdns.name import from_text
 from kdns.plugin import (
+    EndOfChain,
     Facts,
     Next,
     Plugin,
@@ -18,7 +19,6 @@ from kdns.plugin import (
     Site,
     Warehouse,
     build_chain,
-    end_of_chain,
 )
 from tests.support import captured_log
 
@@ -99,9 +99,9 @@ async def test_configuration_only_is_no_link() -> None:
 
 
 async def test_the_end_of_the_chain() -> None:
-    reply = await build_chain([Passing()])(QUERY)
-    assert (reply.rcode, reply.error, reply.lease) == (SERVFAIL, "no next plugin found", NO_LEASE)
-    assert build_chain([]) is end_of_chain
+    reply = await build_chain([Plugin(), Passing()])(QUERY)
+    assert (reply.rcode, reply.error, reply.lease) == (SERVFAIL, "plugin/passing: no next plugin found", NO_LEASE)
+    assert isinstance(build_chain([]), EndOfChain)
 
     async def last(query: Query) -> Reply:
         return Reply(plugin="last")
@@ -121,7 +121,7 @@ async def test_the_last_plugin_sees_that_it_is_the_last() -> None:
             return await next(query)
 
     await build_chain([Looking(), Looking()])(QUERY)
-    assert [call is end_of_chain for call in seen] == [False, True]
+    assert [isinstance(call, EndOfChain) for call in seen] == [False, True]
 
 
 async def test_a_plugin_passes_on_by_default() -> None:
