@@ -236,6 +236,19 @@ async def test_through_the_whole_server(directory: Path) -> None:
         ]
 
 
+async def test_answers_in_the_packet_cache_go_with_the_zone(directory: Path) -> None:
+    with captured_log() as log:
+        async with serving(f"example.org {{\nfile {directory}/db {{\nreload 10ms\n}}\n}}\n") as server:
+            for _ in range(2):
+                assert [rrset[0].to_text() for rrset in (await ask(server.ports[0], "www.example.org.")).answer] == [
+                    "192.0.2.1"
+                ]
+            edit(directory / "db", SOA.format(serial=2) + "www A 192.0.2.2\n")
+            await until(lambda: bool(log.matching("Successfully reloaded zone")))
+            reply = await ask(server.ports[0], "www.example.org.")
+            assert reply.answer[0][0].to_text() == "192.0.2.2"
+
+
 # --- setup -----------------------------------------------------------------------------------------------------------
 
 

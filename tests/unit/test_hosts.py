@@ -19,7 +19,7 @@ from kdns.plugin import Process, Site
 from kdns.plugins import hosts
 from kdns.plugins.hosts import Hosts
 from kdns.rdata import to_text
-from tests.support import captured_log, parse
+from tests.support import ask, captured_log, parse, serving
 
 HOSTS = """
 # comment
@@ -300,6 +300,16 @@ async def test_what_is_skipped_is_counted(directory: Path) -> None:
     edit(directory / "hosts", "10.0.0.1 a..b a " + "x" * 64 + "\n")
     await started(directory, "hosts hosts {\nreload 0\n10.0.0.1 c..d\n}", process)
     assert gauge(process, "kdns_hosts_skipped_entries", str(directory / "hosts")) == 3
+
+
+async def test_answers_in_the_packet_cache_go_with_the_file(directory: Path) -> None:
+    async with serving(f". {{\nhosts {directory}/hosts {{\nreload 10ms\n}}\n}}\n") as server:
+        dropped = watching(server.process)
+        for _ in range(2):
+            assert (await ask(server.ports[0], "b.example.org.")).answer[0][0].to_text() == "10.0.0.2"
+        edit(directory / "hosts", "10.0.0.77 b.example.org\n")
+        await until(lambda: dropped != [])
+        assert (await ask(server.ports[0], "b.example.org.")).answer[0][0].to_text() == "10.0.0.77"
 
 
 # --- reloads of the Corefile -----------------------------------------------------------------------------------------
