@@ -8,8 +8,8 @@
         assert upstream.count("www.example.org.") == 1
 
 Without a script it answers every A question with ``192.0.2.1`` and every other one with an empty answer.  It listens on
-one port of ``127.0.0.1`` over UDP and TCP (or TLS alone).  A script sends what it likes, when it likes, as often as it
-likes: see `Asked`.
+one port of ``127.0.0.1`` (or ``host``) over UDP and TCP (or TLS alone).  A script sends what it likes, when it
+likes, as often as it likes: see `Asked`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import dns.exception
 import dns.flags
 import dns.message
 import dns.name
@@ -128,7 +129,15 @@ def odd_packets(good: bytes) -> dict[str, bytes]:
 class FakeUpstream:
     """The server."""
 
-    def __init__(self, *, udp: bool = True, tcp: bool = True, tls: ssl.SSLContext | None = None, port: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        udp: bool = True,
+        tcp: bool = True,
+        tls: ssl.SSLContext | None = None,
+        port: int = 0,
+        host: str = "127.0.0.1",
+    ) -> None:
         self.script: Script = answer_all
         self.asked: list[Asked] = []
         self.connections = 0
@@ -137,6 +146,7 @@ class FakeUpstream:
         self.errors: list[Exception] = []
         """What scripts raised; leaving the ``async with`` raises it again."""
         self.port = port
+        self.host = host
         self._udp, self._tcp, self._tls = udp and tls is None, tcp, tls
         self._transport: asyncio.DatagramTransport | None = None
         self._server: asyncio.Server | None = None
@@ -156,8 +166,8 @@ class FakeUpstream:
 
     @property
     def address(self) -> str:
-        """``127.0.0.1:PORT``, for a Corefile."""
-        return f"127.0.0.1:{self.port}"
+        """``HOST:PORT``, for a Corefile."""
+        return f"{self.host}:{self.port}"
 
     def count(self, name: str | None = None, proto: str | None = None, type: str | None = None) -> int:
         """How many queries came in: for a name, over a transport, of a type."""
@@ -184,13 +194,13 @@ class FakeUpstream:
         for _ in range(50):
             try:
                 if self._tcp or self._tls is not None:
-                    self._server = await asyncio.start_server(self._connected, "127.0.0.1", self.port, ssl=self._tls)
+                    self._server = await asyncio.start_server(self._connected, self.host, self.port, ssl=self._tls)
                     port = self._server.sockets[0].getsockname()[1]
                 else:
                     port = self.port
                 if self._udp:
                     self._transport, _ = await loop.create_datagram_endpoint(
-                        lambda: _Datagrams(self), local_addr=("127.0.0.1", port)
+                        lambda: _Datagrams(self), local_addr=(self.host, port)
                     )
                     port = self._transport.get_extra_info("sockname")[1]
                 self.port = port
@@ -272,7 +282,12 @@ class _Datagrams(asyncio.DatagramProtocol):
             if not self._transport.is_closing():
                 self._transport.sendto(packet, peer)
 
-        self._server.take(Asked(data, peer[:2], "udp", send))
+        try:
+            asked = Asked(data, peer[:2], "udp", send)
+        except dns.exception.DNSException:
+            send(data[:2] + b"\x80\1" + bytes(8))
+        else:
+            self._server.take(asked)
 
 
 # --- scripts ---------------------------------------------------------------------------------------------------------

@@ -171,10 +171,12 @@ def installed(*kinds: type[Plugin]) -> Iterator[None]:
         plugins.find, plugins.order = find, order  # type: ignore[assignment]
 
 
-async def http_get(port: int, path: str, tls: ssl.SSLContext | None = None) -> tuple[int, str]:
-    """Status and body of a GET on 127.0.0.1."""
+async def http_get(
+    port: int, path: str, tls: ssl.SSLContext | None = None, *, host: str = "127.0.0.1"
+) -> tuple[int, str]:
+    """Status and body of a GET."""
     name = "localhost" if tls else None
-    reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=tls, server_hostname=name)
+    reader, writer = await asyncio.open_connection(host, port, ssl=tls, server_hostname=name)
     try:
         writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         head, _, body = (await asyncio.wait_for(reader.read(), 10)).partition(b"\r\n\r\n")
