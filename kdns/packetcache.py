@@ -8,9 +8,10 @@ Which packets are one question: those with the same octets but for the ID and th
 Cookies and padding (RFC 7873, RFC 7830) differ from query to query and change no answer: they are left out, the length
 of the packet stands for them.  Any other EDNS option, odd flags or counts: never stored, so never found.
 
-Room: a newcomer is young.  When the table is full the oldest young entry goes, unless it was asked for again, which
-makes it old; old ones go only when they, too, have not been asked for since the last look (second chance).  A flood of
-names that are asked once washes out other young entries, never those in use.
+Room: as long as there is plenty of it every reply is taken in; then only those to questions that come a second time, so
+that a flood of names that are asked once costs next to nothing.  A newcomer is young.  When the table is full the
+oldest young entry goes, unless it was asked for again, which makes it old; old ones go only when they, too, have not
+been asked for since the last look (second chance).
 
 Ageing: with ``lease.age`` every TTL counts down by one at each whole second before ``lease.until`` (at each whole
 second after `PacketCache.put` when that is `message.FOREVER`), just as the chain's own answer does that expires then.
@@ -42,6 +43,10 @@ _RECORD: Final = struct.Struct(">HHIH")
 _TTL: Final = struct.Struct(">I")
 _OVERHEAD: Final = 640
 """Octets that Python takes for an entry beside its key and its reply (measured)."""
+_PLENTY: Final = 8
+"""There is plenty of room while less than one part in so many is taken."""
+_DOOR: Final = 1 << 17
+"""Questions that can be remembered as having come once, in one octet each."""
 _YOUNG_SHARE: Final = 10
 """The young ones give way first as long as they are more than one in so many."""
 _CHANCES: Final = 32
@@ -145,8 +150,8 @@ class PacketCache:
     """
 
     __slots__ = (
-        "_bytes", "_dropped", "_entries", "_evicted", "_hits", "_misses", "_old", "_standing", "_table", "_used",
-        "_young", "max_bytes", "max_entries",
+        "_bytes", "_door", "_dropped", "_entries", "_evicted", "_hits", "_misses", "_old", "_standing", "_table",
+        "_used", "_young", "max_bytes", "max_entries",
     )  # fmt: skip
 
     def __init__(self, max_entries: int, max_bytes: int, metrics: Metrics) -> None:
@@ -155,6 +160,7 @@ class PacketCache:
         self._standing: Standing[Entry] = Standing()
         self._young, self._old = Line(), Line()
         self._used = 0
+        self._door = bytearray(_DOOR)
         name = "kdns_packetcache_"
         self._hits = metrics.counter(name + "hits_total", "Queries answered from the packet cache.").cell()
         self._misses = metrics.counter(name + "misses_total", "Queries that went to the chain.").cell()
@@ -189,11 +195,14 @@ class PacketCache:
 
         The packet is one that was parsed without an error, and the reply repeats its question.  What cannot be found
         again (see above) or would not be true when repeated is not kept: a truncated choice of addresses that rotate.
+        When room is scarce it is kept the second time.
         """
-        key = storage_key(scope, packet)
-        if key is None or lease.until <= now:
+        tail_at = packet.find(0, _HEADER) + 5
+        if lease.until <= now or not self._admits(packet[_HEADER:tail_at]):
             return
-        tail_at = packet.index(0, _HEADER) + 5
+        key = storage_key(scope, packet)
+        if key is None:
+            return
         if reply[_HEADER:tail_at] != packet[_HEADER:tail_at]:
             return
         rotate = lease.rotate and reply[6:8] > b"\0\1"
@@ -278,6 +287,18 @@ class PacketCache:
         return True
 
     # --- keeping -----------------------------------------------------------------------------------------------------
+
+    def _admits(self, question: bytes) -> bool:
+        """Whether there is plenty of room, or the question has come before; else it is remembered."""
+        if len(self._table) * _PLENTY < self.max_entries and self._used * _PLENTY < self.max_bytes:
+            return True
+        # A question that takes another's place costs that one a walk through the chain, no more.
+        mark = hash(question.lower())
+        place, sign = mark % _DOOR, mark >> 20 & 255
+        if self._door[place] == sign:
+            return True
+        self._door[place] = sign
+        return False
 
     def _add(self, entry: Entry) -> None:
         self._table[entry.key] = entry
