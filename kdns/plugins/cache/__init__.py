@@ -58,9 +58,9 @@ from kdns.message import (
 from kdns.name import ROOT, longest_zone, to_text
 from kdns.plugin import Next, Plugin, Site
 from kdns.plugins.cache import verdict
-from kdns.plugins.cache.counts import Counters, Counts, HalfCounts
+from kdns.plugins.cache.counts import Counters, Counts
 from kdns.plugins.cache.options import Options, behind, parse
-from kdns.plugins.cache.store import Half, Item, Key, Store, key_of, with_ttl
+from kdns.plugins.cache.store import Item, Key, Store, key_of, with_ttl
 
 Kept: TypeAlias = tuple[Reply, Item | None]
 """A reply of the plugins behind, with the TTL that it gets here, and where it is kept."""
@@ -209,7 +209,7 @@ class Cache(Plugin):
     def _shown(self, item: Item, query: Query, ttl: int, lease: Lease, ede: tuple[tuple[int, str], ...]) -> Reply:
         if item.wildcard is not None and query.metadata is not None:
             query.metadata[_WILDCARD] = item.wildcard
-        reply = Reply(item.reply.rcode, *with_ttl(item.reply, ttl), item.flags, lease, ede, self.name)
+        reply = replace(with_ttl(item.reply, ttl), flags=item.flags, lease=lease, ede=ede)
         return _visible(reply, query)
 
     async def _from_stale(self, item: Item, query: Query, next: Next, counts: Counts) -> Reply:
@@ -242,58 +242,56 @@ class Cache(Plugin):
             return reply, None
         kind = verdict.classify(query, reply, self._wall)
         ttl = verdict.lifetime(reply, kind, self._options)
-        answer, authority, additional = with_ttl(reply, ttl)
+        reply = with_ttl(reply, ttl)
         lease = reply.lease
-        current = epoch == self._facts.epoch or not lease.facts
-        keep = ttl and current and self._keeps(query, kind) and verdict.storable(query, reply, kind)
+        wanted = self._wants(query, kind)
         if lease.until:
-            # The packet cache repeats it; each time it would be looked for, and found if it were kept, here.
+            # Who repeats it does in our name what we would do; counted as what it would be found to be here.
             half = counts.answers if kind in (verdict.ANSWER, verdict.REFERRAL) else counts.denials
-            duty = half.replayed if keep else counts.missed
-            lease = replace(lease, duties=(*lease.duties, duty))
+            duty = half.replayed if wanted else counts.missed
+            reply = replace(reply, lease=replace(lease, duties=(*lease.duties, duty)))
             # What is true until a fact changes could not become cheaper or better here, and a flood of names that are
             # known not to exist does not push out what had to be fetched.
-            keep = keep and lease.until != FOREVER
-        if keep:
-            # Not repeated as it is: the next asker gets it out of the cache, with other flags and metric labels.
-            lease = Lease(0.0, lease.facts)
-        reply = replace(reply, answer=answer, authority=authority, additional=additional, lease=lease)
-        if not keep:
+            wanted = wanted and lease.until != FOREVER
+        current = epoch == self._facts.epoch or not lease.facts
+        if not (wanted and ttl and current and verdict.storable(query, reply, kind)):
             return reply, None
-        item = Item(key_of(query), reply, lease.facts, ttl, self._now())
-        if query.metadata is not None:
-            item.wildcard = query.metadata.get(_WILDCARD)
-        if kind in (verdict.ANSWER, verdict.REFERRAL):
-            self._put_answer(query, item, counts)
-        else:
-            self._put_denial(item, kind, counts)
-        return reply, item
+        return self._put(query, reply, kind, ttl, counts)
 
-    def _keeps(self, query: Query, kind: int) -> bool:
+    def _wants(self, query: Query, kind: int) -> bool:
+        """Whether replies of this kind may be kept for this name."""
         options = self._options
         disabled = options.no_success if kind in (verdict.ANSWER, verdict.REFERRAL) else options.no_denial
         return not disabled or longest_zone(query.name, disabled) is None
 
-    def _put_answer(self, query: Query, item: Item, counts: Counts) -> None:
+    def _put(self, query: Query, reply: Reply, kind: int, ttl: int, counts: Counts) -> Kept:
+        # Not repeated as it is: the next asker gets it out of the cache, with other flags and metric labels.
+        reply = replace(reply, lease=Lease(0.0, reply.lease.facts))
+        kept = replace(reply, ede=(), plugin=self.name, error="", options=(), report=None)
+        item = Item(key_of(query), kept, ttl, self._now())
+        if query.metadata is not None:
+            item.wildcard = query.metadata.get(_WILDCARD)
         store = self._store
-        if self._options.prefer_positive:
-            item.answering = verdict.answers(query, item.reply)
-            before = store.success.get(item.key)
-            if not item.answering and before is not None:
-                item.keep_good(before.best())
-        self._put(store.success, item, counts.answers)
-        if (item.answering or not self._options.prefer_positive) and item.key in store.denial:
-            store.denial.drop(item.key)
-
-    def _put_denial(self, item: Item, kind: int, counts: Counts) -> None:
-        self._put(self._store.denial, item, counts.denials)
-        if kind == verdict.DENIAL and not self._options.prefer_positive:
-            self._store.success.drop(item.key)
-
-    def _put(self, half: Half, item: Item, counts: HalfCounts) -> None:
+        half, cells = store.denial, counts.denials
+        if kind in (verdict.ANSWER, verdict.REFERRAL):
+            half, cells = store.success, counts.answers
+            self._replace_denial(query, item)
+        elif kind == verdict.DENIAL and not self._options.prefer_positive:
+            store.success.drop(item.key)
         evicted = half.evicted
         half.put(item)
-        counts.evictions.value += half.evicted - evicted
+        cells.evictions.value += half.evicted - evicted
+        return reply, item
+
+    def _replace_denial(self, query: Query, item: Item) -> None:
+        """The newest reply counts; with ``prefer_positive`` only one that answers, else the last that did is held."""
+        if self._options.prefer_positive:
+            item.answering = verdict.answers(query, item.reply)
+            before = self._store.success.get(item.key)
+            if not item.answering:
+                item.keep_good(before.best() if before is not None else None)
+                return
+        self._store.denial.drop(item.key)
 
     # --- refreshing --------------------------------------------------------------------------------------------------
 

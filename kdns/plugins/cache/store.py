@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Final, TypeAlias
 
 from cachetools import LRUCache
+from msgspec.structs import replace
 
 from kdns import limits
 from kdns.message import AA, AD, FOREVER, NOTIMP, RA, SERVFAIL, Fact, Query, Record, Reply
@@ -28,13 +29,13 @@ class Item:
         "retry", "ttl", "wildcard",
     )  # fmt: skip
 
-    def __init__(self, key: Key, reply: Reply, facts: tuple[Fact, ...], ttl: int, now: float) -> None:
+    def __init__(self, key: Key, reply: Reply, ttl: int, now: float) -> None:
         self.key = key
         self.reply = reply
-        """Its records have the TTL that they had when it was made."""
+        """As it is to be repeated, but for flags, lease and age."""
         self.flags = AA | reply.flags & (RA | AD)
         """Of a repeated reply: always authoritative, as CoreDNS has it."""
-        self.facts = facts
+        self.facts = reply.lease.facts
         self.ttl = ttl
         self.expiry = now + ttl
         self.answering = False
@@ -78,43 +79,56 @@ class Item:
         return self if self.answering else self.good
 
 
-class Half(LRUCache[Key, Item]):
+class Half:
     """Items, bounded in number and in memory; the least recently used one goes first."""
 
+    __slots__ = ("_items", "_octets", "_order", "_standing", "capacity", "evicted")
+
     def __init__(self, standing: Standing[Item]) -> None:
-        super().__init__(FOREVER)
         self.capacity = 1
-        """The bounds are kept here; `LRUCache` keeps the order."""
         self.evicted = 0
         """Items let go for want of room."""
+        self._items: dict[Key, Item] = {}
+        # Knows who goes first; the bounds are kept here, and most questions find nothing: that must cost nothing.
+        self._order: LRUCache[Key, None] = LRUCache(FOREVER)
         self._octets = 0
         self._standing = standing
 
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def get(self, key: Key) -> Item | None:
+        """What is under a key, which has been used by that."""
+        item = self._items.get(key)
+        if item is not None:
+            self._order[key]
+        return item
+
     def put(self, item: Item) -> None:
         """Keep an item in the place of any other under its key."""
-        key = item.key
-        if key in self:
-            self.drop(key)
+        self.drop(item.key)
         item.half = self
-        self[key] = item
+        self._items[item.key] = item
+        self._order[item.key] = None
         self._octets += item.octets
         self._standing.add(item, item.facts)
         self.shrink()
 
     def drop(self, key: Key) -> None:
         """Forget what is under a key, if anything."""
-        item = self.pop(key, None)
-        if item is not None:
-            self._forget(item)
+        if key in self._items:
+            del self._order[key]
+            self._forget(key)
 
     def shrink(self) -> None:
         """Let items go until the bounds are kept."""
-        while len(self) > self.capacity or self._octets > limits.CACHE_BYTES:
-            _, item = self.popitem()
-            self._forget(item)
+        while len(self._items) > self.capacity or self._octets > limits.CACHE_BYTES:
+            key, _ = self._order.popitem()
+            self._forget(key)
             self.evicted += 1
 
-    def _forget(self, item: Item) -> None:
+    def _forget(self, key: Key) -> None:
+        item = self._items.pop(key)
         self._octets -= item.octets
         self._standing.remove(item, item.facts)
 
@@ -153,13 +167,19 @@ def key_of(query: Query) -> Key:
     return query.name, query.type << 18 | query.klass << 2 | query.do << 1 | query.flags >> 4 & 1
 
 
-def with_ttl(reply: Reply, ttl: int) -> tuple[tuple[Record, ...], tuple[Record, ...], tuple[Record, ...]]:
-    """The three sections with one TTL on all records."""
-    return _with_ttl(reply.answer, ttl), _with_ttl(reply.authority, ttl), _with_ttl(reply.additional, ttl)
+def with_ttl(reply: Reply, ttl: int) -> Reply:
+    """The reply with one TTL on all records."""
+    for section in (reply.answer, reply.authority, reply.additional):
+        for record in section:
+            if record.ttl != ttl:
+                return replace(
+                    reply,
+                    answer=_with_ttl(reply.answer, ttl),
+                    authority=_with_ttl(reply.authority, ttl),
+                    additional=_with_ttl(reply.additional, ttl),
+                )
+    return reply
 
 
 def _with_ttl(records: tuple[Record, ...], ttl: int) -> tuple[Record, ...]:
-    for record in records:
-        if record.ttl != ttl:
-            return tuple([record.with_ttl(ttl) for record in records])
-    return records
+    return tuple([record.with_ttl(ttl) for record in records])

@@ -53,7 +53,7 @@ def classify(query: Query, reply: Reply, wall: Callable[[], float]) -> int:
     if reply.answer:
         if rcode != NOERROR:
             return FAILURE if rcode in (SERVFAIL, NOTIMP) else OTHER
-        return DENIAL if has_soa(reply) and not answers(query, reply) else ANSWER
+        return DENIAL if reply.authority and has_soa(reply) and not answers(query, reply) else ANSWER
     if rcode == NXDOMAIN:
         return DENIAL
     if rcode in (SERVFAIL, NOTIMP):
