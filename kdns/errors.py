@@ -6,7 +6,7 @@
      ├─ BadName              text or labels that are no domain name            (name)
      ├─ BadRdata             record data that is not of its type               (rdata)
      ├─ FormatError          a packet that breaks the protocol                 (wire)
-     ├─ BadZone              a master file that cannot be served               (zonefile)
+     ├─ BadZone              a master file that cannot be served               (zone)
      ├─ BadValue             a word of a Corefile that is not of its grammar   (values)
      ├─ CorefileError        a Corefile that cannot be served; knows file:line (corefile)
      ├─ ObjectError          an API object or manifest that makes no sense     (cluster.objects)
