@@ -97,5 +97,5 @@ def test_a_kernel_that_does_not_say(kernel: Callable[..., None]) -> None:
 
 def test_without_netlink(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(socket, "AF_NETLINK")
-    with pytest.raises(OSError, match="need Linux"):
+    with pytest.raises(OSError, match="on Linux only"):
         bind.interface_addresses(1)
