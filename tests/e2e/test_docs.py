@@ -14,10 +14,11 @@ from kdns import plugins
 from kdns.build import build
 from kdns.errors import KdnsError
 from kdns.plugin import Plugin, Process
+from tests.e2e.corefiles import here
 from tests.fakeapi import FakeApi, namespace, service
 from tests.fakeupstream import FakeUpstream
 from tests.plugintest import set_up
-from tests.support import ROOT, answers, ask, captured_log, free_port, parse, serving
+from tests.support import ROOT, answers, ask, captured_log, parse, serving
 
 PAGES = sorted(path for path in ROOT.rglob("*.md") if not any(part.startswith(".") for part in path.parts))
 BLOCK = re.compile(r"^```(\S*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -71,21 +72,6 @@ async def api() -> AsyncIterator[FakeApi]:
         yield api
 
 
-def here(text: str, upstream: FakeUpstream, api: FakeApi) -> str:
-    """The Corefile with nothing of the world in it: free ports, and the fakes for whom it would ask."""
-    http = {directive: f"127.0.0.1:{free_port()}" for directive in ("health", "ready", "prometheus")}
-    text = re.sub(r"^(\S.*?):\d+(?= )", r"\1", text, flags=re.MULTILINE)
-    text = re.sub(
-        r"^( +)(health|ready|prometheus)\b( [^ \n]*:\d+)?",
-        lambda match: f"{match[1]}{match[2]} {http[match[2]]}",
-        text,
-        flags=re.MULTILINE,
-    )
-    text = re.sub(r"lameduck \S+", "lameduck 0s", text)
-    text = re.sub(r"endpoint \S+", f"endpoint {api.url}", text)
-    return re.sub(r"^( +forward \S+) [^{#\n]*", rf"\1 {upstream.address} ", text, flags=re.MULTILINE)
-
-
 def question(text: str) -> tuple[str, str]:
     """A name that the Corefile has an answer for, as far as can be told from afar, and its type."""
     if "kubernetes" in text:
@@ -112,7 +98,7 @@ async def test_every_corefile_starts_and_answers(
     place: str, upstream: FakeUpstream, api: FakeApi, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(ROOT)
-    text = here(COREFILES[place], upstream, api)
+    text = here(COREFILES[place], upstream.address, api.url)
     name, kind = question(text)
     with captured_log():
         async with serving(text) as server:
