@@ -73,7 +73,7 @@ def build(process: Process, corefile: Corefile, default_port: int) -> Configurat
 
     ``default_port`` is for keys without a port.  Raises KdnsError, with file and line, for the first thing wrong.
     """
-    order = plugins.order()
+    order = plugins.order({directive.name for block in corefile.blocks for directive in block.directives})
     chains = _Chains()
     http: dict[str, HttpService] = {}
     everything: list[Plugin] = []

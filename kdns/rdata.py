@@ -312,7 +312,12 @@ def _read_strings(tokens: _Tokens) -> bytes:
     words = tokens.rest()
     if not words:
         raise BadRdata("a field is missing")
-    return b"".join(_counted(_octets(word)) for word in words)
+    return b"".join(_counted(piece) for word in words for piece in _pieces(_octets(word)))
+
+
+def _pieces(text: bytes) -> list[bytes]:
+    """A string of any length in strings of at most 255 octets, as CoreDNS cuts long ones (DKIM keys)."""
+    return [text[at : at + 255] for at in range(0, len(text), 255)] or [b""]
 
 
 def _show_strings(rdata: bytes, at: int) -> tuple[str, int]:

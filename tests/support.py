@@ -164,7 +164,7 @@ def installed(*kinds: type[Plugin]) -> Iterator[None]:
     find, order = plugins.find, plugins.order
     found = {kind.name: kind for kind in kinds}
     build.plugins.find = lambda name: found[name] if name in found else find(name)  # type: ignore[assignment]
-    build.plugins.order = lambda: (*order(), *found)  # type: ignore[assignment]
+    build.plugins.order = lambda directives: (*order(directives), *found)  # type: ignore[assignment]
     try:
         yield
     finally:

@@ -5,6 +5,7 @@ A plugin's module is imported only when a Corefile names its directive: nobody p
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -89,13 +90,16 @@ def _load(point: EntryPoint) -> type[Plugin]:
     return plugin
 
 
-def order() -> tuple[str, ...]:
-    """The whole chain order, with third-party plugins where their ``before`` or ``after`` puts them.
+def order(directives: Collection[str]) -> tuple[str, ...]:
+    """The whole chain order, with those of the third-party plugins among ``directives`` where they want to stand.
 
-    Raises PluginError for one that names no place, or a place that does not exist.
+    A package that no Corefile names is not even imported: a broken one harms nobody.  Raises PluginError for one that
+    names no place, or a place that does not exist.
     """
     chain = list(ORDER)
     for directive, point in third_party().items():
+        if directive not in directives:
+            continue
         plugin = find(directive)
         if bool(plugin.before) == bool(plugin.after):
             raise PluginError(f"{_package(point)}: plugin '{directive}' must name one of before and after")

@@ -26,7 +26,7 @@ PACKAGES = ROOT / "tests" / "pluginpkg"
 def test_the_order_knows_all_of_our_own() -> None:
     assert BUILT_IN.keys() <= set(ORDER)
     assert len(set(ORDER)) == len(ORDER)
-    assert plugins.order() == ORDER
+    assert plugins.order(()) == ORDER
 
 
 @pytest.mark.parametrize("directive", BUILT_IN)
@@ -107,7 +107,8 @@ from kdns import plugins
 from tests.support import ask, captured_log, serving
 
 async def main():
-    found = {"name": plugins.find("hello").name, "all": list(plugins.third_party()), "order": list(plugins.order())}
+    order = list(plugins.order({"hello"}))
+    found = {"name": plugins.find("hello").name, "all": list(plugins.third_party()), "order": order}
     with captured_log():
         async with serving("example.org {\n whoami\n hello howdy\n}\n") as server:
             for name in ("hello.example.org.", "HELLO.example.org.", "other.example.org."):
@@ -134,8 +135,13 @@ def test_a_real_package_adds_a_directive(tmp_path: Path) -> None:
 
 def test_a_real_package_for_another_contract_is_refused(tmp_path: Path) -> None:
     library = install("old", tmp_path)
-    for call in ("plugins.find('old')", "plugins.order()"):
+    for call in ("plugins.find('old')", "plugins.order({'old'})"):
         assert refused(call, library) == "kdns-old: plugin 'old' is for API 0, kdns has 1"
+
+
+def test_a_broken_package_that_no_corefile_names_harms_nobody(tmp_path: Path) -> None:
+    library = pretend(tmp_path, "odd", "x = odd:P", "raise RuntimeError('no')")
+    assert python("from kdns import plugins; show(plugins.order({'cache'}))", library) == list(ORDER)
 
 
 GOOD = "class P(Plugin):\n    name = 'x'\n    after = 'cache'\n"
@@ -153,17 +159,17 @@ GOOD = "class P(Plugin):\n    name = 'x'\n    after = 'cache'\n"
         ("x = odd:Q", GOOD, "find('x')", "odd: plugin 'x' cannot be imported: AttributeError("),
         ("x = odd:P", "P = 5", "find('x')", "odd: plugin 'x' is not a kdns.plugin.Plugin"),
         ("x = odd:P", "class P: pass", "find('x')", "odd: plugin 'x' is not a kdns.plugin.Plugin"),
-        ("x = odd:P", "class P(Plugin): pass", "order()", "odd: plugin 'x' must name one of before and after"),
+        ("x = odd:P", "class P(Plugin): pass", "order({'x'})", "odd: plugin 'x' must name one of before and after"),
         (
             "x = odd:P",
             "class P(Plugin):\n    before = after = 'cache'",
-            "order()",
+            "order({'x'})",
             "odd: plugin 'x' must name one of before and after",
         ),
         (
             "x = odd:P",
             "class P(Plugin):\n    before = 'nothing'",
-            "order()",
+            "order({'x'})",
             "odd: plugin 'x' wants a place beside unknown 'nothing'",
         ),
         ("cache = odd:P", GOOD, "third_party()", "odd: plugin 'cache' exists already"),
@@ -183,6 +189,6 @@ def test_two_packages_with_the_same_directive(tmp_path: Path) -> None:
 def test_third_parties_may_stand_beside_each_other(tmp_path: Path) -> None:
     code = "class P(Plugin):\n    after = 'cache'\nclass Q(Plugin):\n    before = 'p'\n"
     library = pretend(tmp_path, "both", "p = both:P\nq = both:Q", code)
-    order = python("from kdns import plugins; show(plugins.order())", library)
+    order = python("from kdns import plugins; show(plugins.order({'p', 'q'}))", library)
     at = order.index("cache")
     assert order[at : at + 4] == ["cache", "q", "p", "header"]
