@@ -1,6 +1,7 @@
 """The sample cluster as `make run` serves it: for each object the names that the Kubernetes DNS specification gives it.
 
-The numbers are the sections of that specification (kubernetes/dns, docs/specification.md, 1.1.0).
+The numbers are the sections of that specification (kubernetes/dns, docs/specification.md, 1.1.0).  Where a Service has
+two cluster IPs the weights in its SRV records are CoreDNS's: a share for each address.
 """
 
 from __future__ import annotations
@@ -105,8 +106,8 @@ def rows() -> list[tuple[str, str, list[str] | None]]:
         _, name, kind, *data = line.split(maxsplit=3)
         text = data[0] if data else ""
         parts = text.split("; ") if kind in ("SRV", "TXT") else text.split()
-        ends = ("SRV", "PTR", "CNAME")
-        whole = [f"{part}.{ZONE}" if kind in ends and not part.endswith(".") else part for part in parts]
+        pointing = ("SRV", "PTR", "CNAME")
+        whole = [f"{part}.{ZONE}" if kind in pointing and not part.endswith(".") else part for part in parts]
         found.append((_whole(name), kind, None if text == "NXDOMAIN" else sorted(whole)))
     return found
 
@@ -158,9 +159,8 @@ async def test_srv_answers_bring_the_addresses_along(port: int) -> None:
 
 
 def test_every_service_of_the_sample_is_in_the_table() -> None:
-    documents = [
-        one for file in (ROOT / "examples" / "cluster").glob("*.yaml") for one in yaml.safe_load_all(file.read_text())
-    ]
+    files = (ROOT / "examples" / "cluster").glob("*.yaml")
+    documents = [one for file in files for one in yaml.safe_load_all(file.read_text())]
     objects = [one for document in documents for one in document.get("items", [document])]
     services = [one["metadata"] for one in objects if one["kind"] == "Service"]
     asked = [name for name, _, _ in rows()]
