@@ -91,6 +91,11 @@ def _rrset(text: str) -> dns.rrset.RRset:
     return dns.rrset.from_text(owner, int(ttl), klass, type, rdata)
 
 
+def format_error(packet: bytes) -> bytes:
+    """What a query that cannot be read is answered with."""
+    return packet[:2] + b"\x80\1" + bytes(8)
+
+
 def odd_packets(good: bytes) -> dict[str, bytes]:
     """What forgers and broken servers send in place of a good answer: one of each kind, none to be believed."""
     id, flags, *counts = struct.unpack_from("!6H", good)
@@ -258,7 +263,11 @@ class FakeUpstream:
         try:
             while True:
                 packet = await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big"))
-                asked = Asked(packet, writer.get_extra_info("peername")[:2], "tcp", send)
+                try:
+                    asked = Asked(packet, writer.get_extra_info("peername")[:2], "tcp", send)
+                except dns.exception.DNSException:
+                    send(format_error(packet))
+                    continue
                 asked.close = writer.transport.abort
                 self.take(asked)
         except (asyncio.IncompleteReadError, ConnectionError, ssl.SSLError):
@@ -285,7 +294,7 @@ class _Datagrams(asyncio.DatagramProtocol):
         try:
             asked = Asked(data, peer[:2], "udp", send)
         except dns.exception.DNSException:
-            send(data[:2] + b"\x80\1" + bytes(8))
+            send(format_error(data))
         else:
             self._server.take(asked)
 

@@ -138,12 +138,13 @@ class Group:
         self._census: Census[Flight] | None = None
         self._counted = 0.0
         self._meters = _Meters(home.metrics)
-        self._home = home
         home.groups.add(self)
 
-    def close(self) -> None:
-        """Nobody new will ask."""
-        self._home.groups.discard(self)
+    def end(self) -> None:
+        """Nobody listens any more: fail what is under way."""
+        for flights in list(self._flights.values()):
+            for flight in list(flights):
+                flight.give_up(self.failure(None))
 
     # -- those who ask
 

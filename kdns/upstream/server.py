@@ -7,6 +7,7 @@ import functools
 import hashlib
 import resource
 import ssl
+import weakref
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -280,8 +281,8 @@ class Upstreams:
         self.metrics = metrics
         self.wheel = Wheel()
         self.poller = Poller()
-        self.groups: set[Group] = set()
-        """Those who ask; for the metrics."""
+        self.groups: weakref.WeakSet[Group] = weakref.WeakSet()
+        """Those who ask, as long as they live."""
         self.allowance = Allowance(min(limits.UPSTREAM_SOCKETS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))
         self._servers: dict[Settings, Upstream] = {}
         sockets = metrics.gauge("kdns_upstream_sockets", "Sockets open to upstreams.", ("proto",))
@@ -315,6 +316,8 @@ class Upstreams:
         for server in self._servers.values():
             server.close()
         self._servers.clear()
+        for group in list(self.groups):
+            group.end()
         self.wheel.close()
         self.poller.close()
 

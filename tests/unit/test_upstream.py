@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import errno
 import itertools
 import socket
 import ssl
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,8 @@ import msgspec
 import pytest
 
 from kdns import limits, message, name, wire
-from kdns.message import NOERROR, REFUSED, SERVFAIL, Edns, Listener, Query, Reply
-from kdns.metrics import Metrics
-from kdns.upstream import Group, Options, Settings, Tls, Upstream, UpstreamError, Upstreams
-from kdns.upstream import server as server_module
+from kdns.message import SERVFAIL, Edns
+from kdns.upstream import Settings, Tls, UpstreamError
 from kdns.upstream.ask import Ask, matching, random_numbers
 from kdns.upstream.fair import Census, Window
 from kdns.upstream.health import DOWN, GOOD, SILENT, WORSE, Health
@@ -32,49 +29,21 @@ from tests.certificates import make_certificate
 from tests.fakeupstream import (
     Asked,
     FakeUpstream,
-    Script,
     after,
     answer_all,
-    by_name,
     odd_packets,
-    rcode,
     server_context,
     silent,
 )
 from tests.plugintest import ask as ask_for
 from tests.plugintest import shown
-
-UDP = Listener(local=("127.0.0.1", 53))
-TCP = Listener(proto="tcp", local=("127.0.0.1", 53))
-
-
-class World:
-    """The upstreams of one test, asked through one group."""
-
-    def __init__(self) -> None:
-        self.metrics = Metrics()
-        self.home = Upstreams(self.metrics)
-
-    def server(self, fake: FakeUpstream, **settings: Any) -> Upstream:
-        return self.home.take(Settings("127.0.0.1", fake.port, **settings))
-
-    def group(self, *fakes: FakeUpstream, settings: dict[str, Any] | None = None, **options: Any) -> Group:
-        servers = [self.server(fake, **(settings or {})) for fake in fakes]
-        return Group(servers, Options(**options), self.home)
-
-    def value(self, metric: str, *labels: str) -> float:
-        self.metrics.settle()
-        family = self.metrics._families[metric]
-        return sum(cell.value for values, cell in family.samples() if not labels or values == labels)
+from tests.upstreamtest import TCP, World, addresses, ask_many, new_world, until
 
 
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
-    made = World()
-    yield made
-    made.home.close()
-    # Aborted connections are closed one round later.
-    await asyncio.sleep(0.01)
+    async with new_world() as made:
+        yield made
 
 
 @pytest.fixture
@@ -87,22 +56,6 @@ async def fake() -> AsyncIterator[FakeUpstream]:
 async def other() -> AsyncIterator[FakeUpstream]:
     async with FakeUpstream() as upstream:
         yield upstream
-
-
-async def until(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    """Wait for something that must come about; how soon is not the question."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-def addresses(reply: Reply) -> list[str]:
-    assert not reply.error, reply.error
-    return [line.split()[-1] for line in shown(reply.answer)]
-
-
-async def ask_many(group: Group, *names: str, **fields: Any) -> list[Reply]:
-    return await asyncio.gather(*(group.ask(ask_for(qname, **fields)) for qname in names))
 
 
 # --- the wheel -------------------------------------------------------------------------------------------------------
@@ -454,7 +407,11 @@ async def test_flags_and_edns_go_up_and_come_down(world: World, fake: FakeUpstre
 
     up = fake.asked[0].message
     assert up.flags == dns.flags.RD | dns.flags.AD | dns.flags.CD
-    assert (up.payload, up.ednsflags & dns.flags.DO, [int(option.otype) for option in up.options]) == (4096, 0x8000, [8])
+    assert (up.payload, up.ednsflags & dns.flags.DO, [int(option.otype) for option in up.options]) == (
+        4096,
+        0x8000,
+        [8],
+    )
     assert reply.rcode == message.NXDOMAIN
     assert reply.flags == message.AA | message.RA | message.AD
     assert reply.options == ((3, b"ns1"),), "what is between us and the upstream stays there"
@@ -709,9 +666,7 @@ async def test_connections_are_bounded_and_shared(world: World, fake: FakeUpstre
     assert fake.connections <= limits.UPSTREAM_STREAMS
 
 
-async def test_full_connections_are_an_error(
-    world: World, fake: FakeUpstream, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_full_connections_are_an_error(world: World, fake: FakeUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "UPSTREAM_STREAMS", 2)
     monkeypatch.setattr(limits, "UPSTREAM_PIPELINE", 10)
     fake.script = after(0.2)

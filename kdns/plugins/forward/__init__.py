@@ -66,8 +66,6 @@ class Forward(Plugin):
 
     async def stop(self) -> None:
         """Let go of the servers; the next configuration may have got hold of them already."""
-        for _, group in self._lines:
-            group.close()
         while self._taken:
             self._home.release(self._taken.pop())
 
