@@ -127,20 +127,19 @@ class Cache(Plugin):
             return await next(query)
         if not self._everything and longest_zone(query.name, self._options.zones) is None:
             return await next(query)
-        counts = self._counters.of(query.listener.server)
+        counts = self._counters.servers.get(query.listener.server) or self._counters.of(query.listener.server)
         counts.requests.value += 1
-        now = self._now()
-        item = self._find(key_of(query), now, counts)
-        if item is None:
-            counts.misses.value += 1
-            epoch = self._facts.epoch
-            reply, _ = self._keep(query, await next(_with_ad(query)), epoch, counts)
-            return _visible(reply, query)
-        if now >= item.expiry:
-            return await self._from_stale(item, query, next, counts)
-        if self._options.prefetch and self._due(item, now):
-            self._refresh_later(item, query, next, counts)
-        return self._repeat(item, query, now, counts)
+        key = key_of(query)
+        # Nothing may be cheaper here than a name that is asked for the first time.
+        if key in self._store.success.items or key in self._store.denial.items:
+            now = self._now()
+            item = self._find(key, now, counts)
+            if item is not None:
+                return await self._from_item(item, query, next, now, counts)
+        counts.misses.value += 1
+        epoch = self._facts.epoch
+        reply, _ = self._keep(query, await next(_with_ad(query)), epoch, counts)
+        return _visible(reply, query) if reply.flags & AD else reply
 
     # --- finding -----------------------------------------------------------------------------------------------------
 
@@ -180,6 +179,13 @@ class Cache(Plugin):
         return item.expiry - ceil(self._options.prefetch_percentage * item.ttl / 100)
 
     # --- answering ---------------------------------------------------------------------------------------------------
+
+    async def _from_item(self, item: Item, query: Query, next: Next, now: float, counts: Counts) -> Reply:
+        if now >= item.expiry:
+            return await self._from_stale(item, query, next, counts)
+        if self._options.prefetch and self._due(item, now):
+            self._refresh_later(item, query, next, counts)
+        return self._repeat(item, query, now, counts)
 
     def _repeat(self, item: Item, query: Query, now: float, counts: Counts) -> Reply:
         """The reply that an item holds, at its age, with the lease for repeating it."""

@@ -60,14 +60,15 @@ class Counters:
         self._hits = metrics.counter("coredns_cache_hits_total", "The count of cache hits.", by_type)
         self._evictions = metrics.counter("coredns_cache_evictions_total", "The count of cache evictions.", by_type)
         self._entries = metrics.gauge("coredns_cache_entries", "The number of elements in the cache.", by_type)
-        self._servers: dict[str, Counts] = {}
+        self.servers: dict[str, Counts] = {}
+        """What `of` has given out."""
 
     def of(self, server: str) -> Counts:
         """The cells of a server address."""
-        counts = self._servers.get(server)
+        counts = self.servers.get(server)
         if counts is None:
             cells = {name: family.cell(server, self._zones, "") for name, family in self._totals.items()}
-            counts = self._servers[server] = Counts(
+            counts = self.servers[server] = Counts(
                 cells, self._half(server, "success", cells["requests"]), self._half(server, "denial", cells["requests"])
             )
         return counts
@@ -87,6 +88,6 @@ class Counters:
         self._set_entries(0, 0)
 
     def _set_entries(self, success: int, denial: int) -> None:
-        for counts in self._servers.values():
+        for counts in self.servers.values():
             counts.answers.entries.value = success
             counts.denials.entries.value = denial

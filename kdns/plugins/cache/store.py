@@ -82,24 +82,25 @@ class Item:
 class Half:
     """Items, bounded in number and in memory; the least recently used one goes first."""
 
-    __slots__ = ("_items", "_octets", "_order", "_standing", "capacity", "evicted")
+    __slots__ = ("_octets", "_order", "_standing", "capacity", "evicted", "items")
 
     def __init__(self, standing: Standing[Item]) -> None:
         self.capacity = 1
         self.evicted = 0
         """Items let go for want of room."""
-        self._items: dict[Key, Item] = {}
+        self.items: dict[Key, Item] = {}
+        """To look whether there is anything; `get` to use it."""
         # Knows who goes first; the bounds are kept here, and most questions find nothing: that must cost nothing.
         self._order: LRUCache[Key, None] = LRUCache(FOREVER)
         self._octets = 0
         self._standing = standing
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self.items)
 
     def get(self, key: Key) -> Item | None:
         """What is under a key, which has been used by that."""
-        item = self._items.get(key)
+        item = self.items.get(key)
         if item is not None:
             self._order[key]
         return item
@@ -108,7 +109,7 @@ class Half:
         """Keep an item in the place of any other under its key."""
         self.drop(item.key)
         item.half = self
-        self._items[item.key] = item
+        self.items[item.key] = item
         self._order[item.key] = None
         self._octets += item.octets
         self._standing.add(item, item.facts)
@@ -116,19 +117,19 @@ class Half:
 
     def drop(self, key: Key) -> None:
         """Forget what is under a key, if anything."""
-        if key in self._items:
+        if key in self.items:
             del self._order[key]
             self._forget(key)
 
     def shrink(self) -> None:
         """Let items go until the bounds are kept."""
-        while len(self._items) > self.capacity or self._octets > limits.CACHE_BYTES:
+        while len(self.items) > self.capacity or self._octets > limits.CACHE_BYTES:
             key, _ = self._order.popitem()
             self._forget(key)
             self.evicted += 1
 
     def _forget(self, key: Key) -> None:
-        item = self._items.pop(key)
+        item = self.items.pop(key)
         self._octets -= item.octets
         self._standing.remove(item, item.facts)
 
@@ -164,7 +165,9 @@ class Store:
 
 def key_of(query: Query) -> Key:
     """Under what the reply to a query is kept: replies with and without DNSSEC are different ones."""
-    return query.name, query.type << 18 | query.klass << 2 | query.do << 1 | query.flags >> 4 & 1
+    edns = query.edns
+    dnssec = edns is not None and edns.do
+    return query.name, query.type << 18 | query.klass << 2 | dnssec << 1 | query.flags >> 4 & 1
 
 
 def with_ttl(reply: Reply, ttl: int) -> Reply:

@@ -89,16 +89,25 @@ def lifetime(reply: Reply, kind: int, options: Options) -> int:
     if kind == FAILURE:
         return int(min(options.servfail, _OWN_FAILURE) if reply.error else options.servfail)
     half = options.denial if kind == DENIAL else options.success
-    least = SHORT
-    if kind in (ANSWER, DENIAL) and (reply.answer or reply.authority or reply.additional):
-        least = half.most
-        for section in (reply.answer, reply.authority, reply.additional):
-            for record in section:
-                if record.ttl < least:
-                    least = record.ttl
+    if kind in (REFERRAL, OTHER) or not (reply.answer or reply.authority or reply.additional):
+        ttl = SHORT
+    else:
+        ttl = _least_ttl(reply, half.most)
         if kind == DENIAL:
-            least = min(least, *(_minimum(record) for record in reply.authority if record.type == SOA), half.most)
-    return min(max(least, half.least), half.most)
+            ttl = min([ttl, *(_minimum(record) for record in reply.authority if record.type == SOA)])
+    # Not min() and max(): every first-time name comes this way.
+    if ttl < half.least:
+        ttl = half.least
+    return ttl if ttl < half.most else half.most
+
+
+def _least_ttl(reply: Reply, ttl: int) -> int:
+    """The least TTL in the reply, at most ``ttl``."""
+    for section in (reply.answer, reply.authority, reply.additional):
+        for record in section:
+            if record.ttl < ttl:
+                ttl = record.ttl
+    return ttl
 
 
 def _minimum(soa: Record) -> int:
