@@ -5,6 +5,9 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import dns.flags
 
 from tests.fakeupstream import Asked
 
@@ -32,6 +35,272 @@ HOSTS_FILE = """
 """
 
 
+SNIPPETS = r"""
+(zone) {
+    file FOLDER/zone.test zone.test
+}
+(hosts) {
+    hosts FOLDER/hosts hosts.test {
+        192.0.2.63 two.hosts.test
+        fallthrough
+    }
+}
+(everywhere) {
+    hosts FOLDER/hosts {
+        ttl 77
+        fallthrough
+    }
+}
+(template) {
+    template IN A tmpl.test {
+        match ^(?P<n>[a-z0-9]+)[.]tmpl[.]test[.]$
+        answer "{{ .Name }} 60 IN A 192.0.2.77"
+        fallthrough
+    }
+    template ANY ANY tmpl.test {
+        rcode NXDOMAIN
+        authority "tmpl.test 60 IN SOA ns.tmpl.test hm.tmpl.test 1 60 60 60 60"
+    }
+}
+(rewrite) {
+    rewrite stop {
+        name regex (.*)[.]rewrite[.]test {1}.default.svc.cluster.local
+        answer auto
+    }
+    rewrite name exact old.exact.test web.default.svc.cluster.local
+    rewrite type HINFO A
+}
+(all) {
+    import hosts
+    import template
+    import zone
+    forward . UPSTREAM
+}
+"""
+
+COREFILES = r"""
+# kubeadm
+.:PORT {
+    errors
+    kubernetes cluster.local in-addr.arpa ip6.arpa {
+        API
+        pods insecure
+        fallthrough in-addr.arpa ip6.arpa
+        ttl 30
+    }
+    forward . UPSTREAM
+    loadbalance
+}
+# verified
+.:PORT {
+    kubernetes cluster.local {
+        API
+        pods verified
+        endpoint_pod_names
+        ttl TTL
+    }
+}
+# bare
+.:PORT {
+    kubernetes cluster.local 10.0.0.0/16 10.96.0.0/12 fd00:96::/64 {
+        API
+    }
+    import all
+}
+# noendpoints
+.:PORT {
+    kubernetes cluster.local {
+        API
+        noendpoints
+        pods PODS
+        fallthrough
+    }
+    import everywhere
+    forward . UPSTREAM
+}
+# namespaces
+.:PORT {
+    kubernetes cluster.local in-addr.arpa ip6.arpa {
+        API
+        namespaces default prod svc ghost
+        pods PODS
+        fallthrough cluster.local
+    }
+    import all
+}
+# namespace_labels
+.:PORT {
+    kubernetes cluster.local in-addr.arpa ip6.arpa {
+        API
+        namespace_labels env=prod
+        pods insecure
+    }
+    import all
+}
+# labels
+.:PORT {
+    kubernetes cluster.local in-addr.arpa ip6.arpa {
+        API
+        labels env in (prod, dev),team notin (b)
+        pods verified
+        fallthrough in-addr.arpa ip6.arpa
+    }
+}
+# empty services
+.:PORT {
+    kubernetes cluster.local in-addr.arpa ip6.arpa {
+        API
+        ignore empty_service
+        endpoint_pod_names
+        ttl 0
+    }
+    forward . UPSTREAM
+}
+# zones
+.:PORT {
+    kubernetes 10.in-addr.arpa sub.cluster.local cluster.local up.test in-addr.arpa ip6.arpa {
+        API
+        pods insecure
+        ttl TTL
+        fallthrough in-addr.arpa ip6.arpa sub.cluster.local
+    }
+    import all
+}
+# root zone
+.:PORT {
+    kubernetes . {
+        API
+        pods insecure
+        fallthrough
+    }
+    forward . UPSTREAM
+}
+# cache
+.:PORT {
+    errors
+    loop
+    reload
+    kubernetes cluster.local in-addr.arpa ip6.arpa {
+        API
+        pods insecure
+        fallthrough in-addr.arpa ip6.arpa
+        ttl 30
+    }
+    forward . UPSTREAM
+    cache 30
+    loadbalance
+}
+# short cache
+.:PORT {
+    cache {
+        success 2000 1 0
+        denial 2000 1 0
+        servfail 0
+    }
+    kubernetes cluster.local in-addr.arpa ip6.arpa {
+        API
+        pods verified
+        ttl 5
+    }
+    import all
+    loadbalance
+}
+# no denials
+.:PORT {
+    cache {
+        disable denial cluster.local
+        disable success up.test
+    }
+    import rewrite
+    kubernetes cluster.local {
+        API
+        pods PODS
+        ttl TTL
+    }
+    import all
+}
+# small plugins
+.:PORT {
+    metadata
+    log . {combined}
+    import rewrite
+    import everywhere
+    import template
+    import zone
+    kubernetes cluster.local in-addr.arpa ip6.arpa {
+        API
+        pods insecure
+        ttl TTL
+        fallthrough in-addr.arpa ip6.arpa
+    }
+    forward . UPSTREAM
+}
+# bufsize
+.:PORT {
+    bufsize SIZE
+    kubernetes cluster.local {
+        API
+        pods insecure
+    }
+    import all
+}
+# blocks
+cluster.local:PORT svc.cluster.local:PORT {
+    kubernetes cluster.local {
+        API
+        pods insecure
+    }
+}
+in-addr.arpa:PORT ip6.arpa:PORT {
+    kubernetes cluster.local in-addr.arpa ip6.arpa {
+        API
+    }
+    forward . UPSTREAM
+}
+stub.test:PORT {
+    forward . UPSTREAM {
+        prefer_udp
+    }
+    cache 20
+}
+zone.test:PORT hosts.test:PORT {
+    import zone
+    import hosts
+}
+test:PORT {
+    import template
+}
+local:PORT {
+    errors
+}
+# stub domains
+.:PORT {
+    errors
+    forward stub.test UPSTREAM {
+        force_tcp
+    }
+    forward up.test UPSTREAM {
+        except nx.up.test
+    }
+    kubernetes cluster.local {
+        API
+        pods PODS
+        endpoint_pod_names
+        fallthrough cluster.local
+    }
+}
+# bound
+.:PORT {
+    bind 127.0.0.1
+    kubernetes cluster.local {
+        API
+        pods insecure
+    }
+    import zone
+}
+"""
+
+
 @dataclass(frozen=True)
 class Setting:
     """One Corefile and what a test must know about it."""
@@ -41,143 +310,114 @@ class Setting:
     """With ``PORT`` where the port goes."""
     zones: tuple[str, ...] = ("cluster.local",)
     """Zones of *kubernetes* that are asked about."""
+    reverse: bool = True
+    """Whether reverse names are asked about."""
     labels: tuple[tuple[str, str], ...] = ()
     """What objects must be labelled with to be seen."""
     visible: tuple[str, ...] = ("namespaces", "services", "endpointslices")
     """Which objects of `World.mark` can be seen in answers."""
-    cached: bool = False
-    """Whether answers are kept, so that after a change they may be old."""
     keeps: float = 0.0
-    """How many seconds, when that is short enough to wait for after each change; 0: no changes."""
+    """With a cache: how many seconds answers are kept, when that is short enough to wait for after each change."""
+
+    @property
+    def cached(self) -> bool:
+        """Whether answers are kept, so that after a change CoreDNS's may be old."""
+        return "    cache" in self.text
+
+
+_SPECIAL: dict[str, dict[str, Any]] = {
+    "verified": {"visible": ("namespaces", "services", "endpointslices", "pods")},
+    "noendpoints": {"visible": ("namespaces", "services")},
+    "namespaces": {"visible": ("services", "endpointslices")},
+    "namespace_labels": {"labels": (("env", "prod"),)},
+    "labels": {
+        "labels": (("env", "dev"),),
+        "visible": ("namespaces", "services", "endpointslices", "pods"),
+    },
+    "empty services": {"visible": ("namespaces", "endpointslices")},
+    "zones": {"zones": ("cluster.local", "sub.cluster.local", "up.test")},
+    # CoreDNS cannot write the names that reverse lookups would lead to, and stays silent.
+    "root zone": {"zones": ("", "local"), "reverse": False},
+    "short cache": {"keeps": 2.1, "visible": ("namespaces", "services", "endpointslices", "pods")},
+}
 
 
 def settings(api: str, upstream: str, folder: Path, rng: random.Random) -> list[Setting]:
     """All of them; what they leave open is decided by ``rng``."""
     (folder / "zone.test").write_text(ZONE_FILE)
     (folder / "hosts").write_text(HOSTS_FILE)
-
-    def kubernetes(*lines: str, zones: str = "cluster.local") -> str:
-        body = "".join(f"        {line}\n" for line in (f"endpoint {api}", *lines))
-        return f"    kubernetes {zones} {{\n{body}    }}\n"
-
-    def block(*parts: str, keys: str = ".:PORT") -> str:
-        body = "".join(part if part.endswith("\n") else f"    {part}\n" for part in parts)
-        return f"{keys} {{\n{body}}}\n"
-
-    forward = f"forward . {upstream}"
-    hosts = f"    hosts {folder}/hosts hosts.test {{\n        192.0.2.63 two.hosts.test\n        fallthrough\n    }}\n"
-    everywhere = f"    hosts {folder}/hosts {{\n        ttl 77\n        fallthrough\n    }}\n"
-    zone = f"file {folder}/zone.test zone.test"
-    template = (
-        '    template IN A tmpl.test {\n        match ^(?P<n>[a-z0-9]+)[.]tmpl[.]test[.]$\n'
-        '        answer "{{ .Name }} 60 IN A 192.0.2.77"\n        fallthrough\n    }\n'
-        "    template ANY ANY tmpl.test {\n        rcode NXDOMAIN\n"
-        '        authority "tmpl.test 60 IN SOA ns.tmpl.test hm.tmpl.test 1 60 60 60 60"\n    }\n'
-    )
-    rewrite = (
-        "    rewrite stop {\n        name regex (.*)[.]rewrite[.]test {1}.default.svc.cluster.local\n        answer auto\n    }\n"
-        "    rewrite name exact old.exact.test web.default.svc.cluster.local\n"
-        "    rewrite type HINFO A\n"
-    )
-    reverse = "in-addr.arpa ip6.arpa"
-    ttl = rng.choice(("0", "5", "30", "3600"))
-    pods = rng.choice(("disabled", "insecure", "verified"))
-    both = ("namespaces", "services", "endpointslices", "pods")
-    headless = ("namespaces", "endpointslices")
-    return [
-        Setting("kubeadm", block(
-            "errors", kubernetes("pods insecure", f"fallthrough {reverse}", "ttl 30", zones=f"cluster.local {reverse}"),
-            forward, "loadbalance")),
-        Setting("verified", block(kubernetes("pods verified", "endpoint_pod_names", f"ttl {ttl}")), visible=both),
-        Setting("bare", block(kubernetes(zones="cluster.local 10.0.0.0/16 10.96.0.0/12 fd00:96::/64"), hosts, forward)),
-        Setting("noendpoints", block(kubernetes("noendpoints", "fallthrough", f"pods {pods}"), everywhere, forward),
-                visible=("namespaces", "services")),
-        Setting("namespaces", block(
-            kubernetes("namespaces default prod svc ghost", f"pods {pods}", "fallthrough cluster.local",
-                       zones=f"cluster.local {reverse}"), template, forward), visible=("services", "endpointslices")),
-        Setting("namespace_labels", block(
-            kubernetes("namespace_labels env=prod", "pods insecure", zones=f"cluster.local {reverse}"), zone, forward),
-            labels=(("env", "prod"),)),
-        Setting("labels", block(kubernetes("labels env in (prod, dev),team notin (b)", "pods verified", f"fallthrough {reverse}",
-                                           zones=f"cluster.local {reverse}")),
-                labels=(("env", "dev"),), visible=both),
-        Setting("empty", block(kubernetes("ignore empty_service", "ttl 0", "endpoint_pod_names",
-                                          zones=f"cluster.local {reverse}"), forward), visible=headless),
-        Setting("zones", block(
-            kubernetes("pods insecure", f"ttl {ttl}", f"fallthrough {reverse} sub.cluster.local",
-                       zones=f"10.in-addr.arpa sub.cluster.local cluster.local up.test {reverse}"), hosts, zone, forward),
-            zones=("cluster.local", "sub.cluster.local", "up.test")),
-        Setting("root zone", block(kubernetes("pods insecure", "fallthrough", "ttl 5", zones="."), forward), zones=("", "local")),
-        Setting("cache", block(
-            "errors", kubernetes("pods insecure", f"fallthrough {reverse}", "ttl 30", zones=f"cluster.local {reverse}"),
-            forward, "cache 30", "loop", "reload", "loadbalance", "prometheus 127.0.0.1:0"), cached=True),
-        Setting("short cache", block(
-            kubernetes("pods verified", "ttl 5", zones=f"cluster.local {reverse}"), hosts, zone, template, forward,
-            "    cache {\n        success 2000 1 0\n        denial 2000 1 0\n        servfail 0\n    }\n", "loadbalance"),
-            visible=both, cached=True, keeps=2.1),
-        Setting("no denials", block(
-            kubernetes(f"ttl {ttl}", f"pods {pods}"), rewrite, forward,
-            "    cache {\n        disable denial cluster.local\n        disable success up.test\n    }\n"), cached=True),
-        Setting("small plugins", block(
-            "metadata", "log . {combined}", rewrite, everywhere, template, zone,
-            kubernetes("pods insecure", f"ttl {ttl}", f"fallthrough {reverse}", zones=f"cluster.local {reverse}"), forward)),
-        Setting("bufsize", block(f"bufsize {rng.choice((512, 1232, 4096))}", zone, kubernetes("pods insecure"), forward)),
-        Setting("blocks",
-                block(kubernetes("pods insecure", "ttl 30"), keys="cluster.local:PORT svc.cluster.local:PORT")
-                + block(kubernetes(zones=f"cluster.local {reverse}"), forward, keys=f"in-addr.arpa:PORT ip6.arpa:PORT")
-                + block(forward, "cache 20", keys="stub.test:PORT") + block(zone, hosts, keys="zone.test:PORT hosts.test:PORT")
-                + block("whoami", keys="who.test:PORT") + block("errors", keys="local:PORT")
-                + block(template, keys="test:PORT")),
-        Setting("stub domains", block(
-            "errors", f"forward stub.test {upstream}", f"forward up.test {upstream} {{\n        except nx.up.test\n    }}",
-            kubernetes(f"pods {pods}", "endpoint_pod_names", "fallthrough cluster.local"))),
-        Setting("bound", block("bind 127.0.0.1", kubernetes("pods insecure"), zone)),
-    ]  # fmt: skip
+    words = {"API": f"endpoint {api}", "UPSTREAM": upstream, "FOLDER": str(folder)}
+    found: list[Setting] = []
+    for part in COREFILES.split("\n# ")[1:]:
+        name, text = part.split("\n", 1)
+        words["TTL"] = rng.choice(("0", "5", "30", "3600"))
+        words["PODS"] = rng.choice(("disabled", "insecure", "verified"))
+        words["SIZE"] = rng.choice(("512", "1232", "4096"))
+        text = SNIPPETS + text
+        for word, value in words.items():
+            text = text.replace(word, value)
+        found.append(Setting(name, text, **_SPECIAL.get(name, {})))
+    return found
 
 
 async def upstream(asked: Asked) -> None:
     """What the world outside answers; nothing but the question decides."""
-    name, kind, spelled = asked.name, asked.type, asked.spelling
-    soa = ("up.test. 60 IN SOA ns.up.test. hm.up.test. 1 60 60 60 30",)
-    first = name.split(".")[0]
-    reply = asked.reply
-    if not name.endswith(("up.test.", "stub.test.")):
-        asked.send(reply(authority=(". 60 IN SOA a.root. b.root. 1 60 60 60 60",), rcode="NXDOMAIN"))
-    elif first == "nx" or (name.count(".") > 3 and first == "x"):
-        asked.send(reply(authority=soa, rcode="NXDOMAIN"))
-    elif first == "fail":
-        asked.send(reply(rcode="SERVFAIL"))
-    elif first == "refused":
-        asked.send(reply(rcode="REFUSED"))
-    elif first == "empty":
-        asked.send(reply(authority=soa))
-    elif first == "nosoa":
-        asked.send(reply(rcode="NXDOMAIN"))
-    elif first in ("alias", "chain", "back") and kind in ("A", "AAAA", "CNAME"):
-        target = {"alias": "www.up.test.", "chain": "alias.up.test.", "back": "web.default.svc.cluster.local."}[first]
-        answer = [f"{spelled} 60 IN CNAME {target}"]
-        if first == "chain" and kind != "CNAME":
-            answer.append("alias.up.test. 50 IN CNAME www.up.test.")
-        if first != "back" and kind == "A":
-            answer.append("www.up.test. 40 IN A 192.0.2.1")
-        asked.send(reply(*answer))
-    elif first in ("big", "long") and kind in ("A", "TXT"):
-        await _send_big(asked, 20 if first == "big" else 100)
-    elif kind == "A":
-        asked.send(reply(f"{spelled} 120 IN A 192.0.2.1", f"{spelled} 120 IN A 192.0.2.2", authority=("up.test. 300 IN NS ns.up.test.",),
-                         additional=("ns.up.test. 300 IN A 192.0.2.53",), flags="QR AA RD RA"))  # fmt: skip
-    elif kind == "MX":
-        asked.send(reply(f"{spelled} 120 IN MX 10 Mail.up.test.", additional=("mail.up.test. 60 IN A 192.0.2.9",)))
-    elif kind == "TXT":
-        asked.send(reply(f'{spelled} 3 IN TXT "some" "text"', f'{spelled} 3 IN TXT "more"'))
+    zone = next((zone for zone in ("up.test.", "stub.test.") if asked.name.endswith(zone)), "")
+    if zone:
+        await _answer(asked, zone)
     else:
-        asked.send(reply(authority=soa, flags="QR RD RA AD"))
+        _send(asked, authority=(". 60 IN SOA a.root. b.root. 1 60 60 60 60",), rcode="NXDOMAIN")
 
 
-async def _send_big(asked: Asked, count: int) -> None:
+async def _answer(asked: Asked, zone: str) -> None:
+    kind, spelled = asked.type, asked.spelling
+    soa = (f"{zone} 60 IN SOA ns.{zone} hm.{zone} 1 60 60 60 30",)
+    first = asked.name.split(".")[0]
+    if first == "nx" or (first == "x" and asked.name.count(".") > 3):
+        _send(asked, authority=soa, rcode="NXDOMAIN")
+    elif first in ("fail", "refused"):
+        _send(asked, rcode={"fail": "SERVFAIL", "refused": "REFUSED"}[first])
+    elif first == "empty":
+        _send(asked, authority=soa)
+    elif first == "nosoa":
+        _send(asked, rcode="NXDOMAIN")
+    elif first in ("alias", "chain", "back") and kind in ("A", "AAAA", "CNAME"):
+        _send(asked, *_chain(first, spelled, kind))
+    elif first in ("big", "long") and kind in ("A", "TXT"):
+        _send_big(asked, 20 if first == "big" else 100)
+    elif kind == "A":
+        addresses = f"{spelled} 120 IN A 192.0.2.1", f"{spelled} 120 IN A 192.0.2.2"
+        ns = f"{zone} 300 IN NS ns.{zone}", f"ns.{zone} 300 IN A 192.0.2.53"
+        _send(asked, *addresses, authority=ns[:1], additional=ns[1:], flags="AA RA")
+    elif kind == "MX":
+        _send(asked, f"{spelled} 120 IN MX 10 Mail.{zone}", additional=(f"mail.{zone} 60 IN A 192.0.2.9",))
+    elif kind == "TXT":
+        _send(asked, f'{spelled} 3 IN TXT "some" "text"', f'{spelled} 3 IN TXT "more"')
+    else:
+        _send(asked, authority=soa, flags="RA AD")
+
+
+def _send(asked: Asked, *answer: str, flags: str = "RA", **rest: Any) -> None:
+    """Reply as true servers do, with RD and CD of the query."""
+    given = asked.message.flags & (dns.flags.RD | dns.flags.CD)
+    asked.send(asked.reply(*answer, flags=f"QR {flags} {dns.flags.to_text(given)}", **rest))
+
+
+def _chain(first: str, spelled: str, kind: str) -> list[str]:
+    target = {"alias": "www.up.test.", "chain": "alias.up.test.", "back": "web.default.svc.cluster.local."}[first]
+    answer = [f"{spelled} 60 IN CNAME {target}"]
+    if first == "chain" and kind != "CNAME":
+        answer.append("alias.up.test. 50 IN CNAME www.up.test.")
+    if first != "back" and kind == "A":
+        answer.append("www.up.test. 40 IN A 192.0.2.1")
+    return answer
+
+
+def _send_big(asked: Asked, count: int) -> None:
     rdata = "TXT " + "t" * 40 if asked.type == "TXT" else "A 10.1.1."
-    packet = asked.reply(*(f"{asked.spelling} 60 IN {rdata}{number}" for number in range(count)))
+    answer = [f"{asked.spelling} 60 IN {rdata}{number}" for number in range(count)]
     size = max(asked.message.payload, 512) if asked.message.edns >= 0 else 512
-    if asked.proto == "udp" and len(packet) > size:
-        packet = asked.reply(flags="QR TC RD RA")
-    asked.send(packet)
+    if asked.proto == "udp" and len(asked.reply(*answer)) > size:
+        _send(asked, flags="TC RA")
+    else:
+        _send(asked, *answer)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from kdns.message import type_number
@@ -27,17 +27,24 @@ PROTOCOLS = ("TCP", "UDP", "SCTP")
 HOSTNAMES = ("pg-0", "pg-1", "pg-2", "web", "h", "10-0-0-1", "a1b2")
 LABELS: tuple[dict[str, str], ...] = ({}, {"env": "prod"}, {"env": "dev"}, {"env": "prod", "team": "a"}, {"team": "b"})
 
-OUTSIDE = (
-    "www.up.test", "alias.up.test", "chain.up.test", "nx.up.test", "fail.up.test", "empty.up.test", "big.up.test",
-    "refused.up.test", "WWW.Up.Test", "www.stub.test", "host.hosts.test", "one.zone.test", "cname.zone.test",
-    "nx.zone.test", "t1.tmpl.test", "back.up.test", "dname.up.test", "nosoa.up.test", "www.up.test.",
-)  # fmt: skip
+OUTSIDE = """
+www.up.test alias.up.test chain.up.test nx.up.test fail.up.test empty.up.test big.up.test refused.up.test WWW.Up.Test
+www.stub.test host.hosts.test one.zone.test cname.zone.test nx.zone.test t1.tmpl.test back.up.test dname.up.test
+nosoa.up.test www.up.test.
+""".split()
 """Names that other servers or other plugins know."""
 
 TYPES = (
     ["A"] * 14 + ["AAAA"] * 8 + ["SRV"] * 8 + ["PTR"] * 3 + ["CNAME"] * 3 + ["TXT", "NS", "SOA", "MX", "ANY"] * 2
     + ["HTTPS", "SVCB", "DS", "CAA", "NAPTR", "HINFO", "DNSKEY", "NSEC", "TYPE65400", "TYPE0", "AXFR", "IXFR", "DNAME"]
 )  # fmt: skip
+
+
+ODD = (
+    "cut", "header only", "qr", "opcode notify", "opcode update", "opcode status", "two questions", "no question",
+    "edns 1", "answer counted", "garbage", "pointer", "two opts", "short", "additional",
+)  # fmt: skip
+"""Ways for a packet to be wrong."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +55,7 @@ class Question:
     name: bytes = b"\0"
     """As spelled, in wire format."""
     type: str = ""
+    klass: int = 1
     tcp: bool = False
     size: int = 0
     """Of the EDNS record; 0: none."""
@@ -63,7 +71,8 @@ class Question:
             name = name[1 + name[0] :]
         proto = "tcp" if self.tcp else "udp"
         edns = f" edns={self.size}{' do' if self.do else ''}" if self.size else ""
-        return f"{'.'.join(labels)}. {self.type} {proto}{edns} {self.odd or self.packet[2:4].hex()}"
+        klass = "" if self.klass == 1 else f" CLASS{self.klass}"
+        return f"{'.'.join(labels)}. {self.type}{klass} {proto}{edns} {self.odd or self.packet[2:4].hex()}"
 
 
 def wire(text: str) -> bytes:
@@ -81,6 +90,7 @@ class World:
         self.objects: dict[Key, Object] = {}
         self.machine = machine
         self.zones = zones
+        self.reverse = True
         self.asked: list[tuple[bytes, str]] = []
         self._marks = 0
         self._fill()
@@ -144,7 +154,11 @@ class World:
         ports: list[Object] = []
         for _ in range(count):
             name = rng.choice(PORTS) if count > 1 or rng.random() < 0.8 else ""
-            port: Object = {"name": name, "protocol": rng.choice(PROTOCOLS), number: rng.choice((53, 80, 443, 8080, 65535))}
+            port: Object = {
+                "name": name,
+                "protocol": rng.choice(PROTOCOLS),
+                number: rng.choice((53, 80, 443, 8080, 65535)),
+            }
             ports.append(port)
         return ports
 
@@ -153,20 +167,34 @@ class World:
         return f"10.0.{self.rng.randrange(2)}.{self.rng.randrange(1, 20)}"
 
     def address6(self) -> str:
-        return self.rng.choice(("fd00:10::{:x}", "fd00::{:x}:0:0:1", "2001:db8:{:x}::", "fd00:10:0:1:2:3:4:{:x}")).format(
-            self.rng.randrange(1, 9)
-        )
+        return self.rng.choice(
+            ("fd00:10::{:x}", "fd00::{:x}:0:0:1", "2001:db8:{:x}::", "fd00:10:0:1:2:3:4:{:x}")
+        ).format(self.rng.randrange(1, 9))
 
     def _put_service(self) -> None:
         rng = self.rng
         name, namespace = rng.choice(SERVICES), rng.choice((*NAMESPACES, "ghost"))
         kind = rng.choice(
-            ("ClusterIP", "ClusterIP", "Dual", "Six", "Headless", "Headless", "NodePort", "LoadBalancer", "ExternalName")
+            (
+                "ClusterIP",
+                "ClusterIP",
+                "Dual",
+                "Six",
+                "Headless",
+                "Headless",
+                "NodePort",
+                "LoadBalancer",
+                "ExternalName",
+            )
         )
+        if name == "kube-dns" and kind == "ExternalName":
+            kind = "ClusterIP"
         if name.startswith("ext"):
             kind = rng.choice(("ExternalName", "ExternalName", kind))
         spec: Object = {"type": kind if kind in ("NodePort", "LoadBalancer", "ExternalName") else "ClusterIP"}
-        four, six = f"10.96.{rng.randrange(2)}.{rng.randrange(1, 60)}", f"fd00:96::{rng.randrange(1, 60):x}"
+        # No two Services have the same address, as in a true cluster.
+        number = (SERVICES.index(name) * 8 + [*NAMESPACES, "ghost"].index(namespace)) * 3 + rng.randrange(1, 4)
+        four, six = f"10.96.{number // 256}.{number % 256}", f"fd00:96::{number:x}"
         if kind == "ExternalName":
             spec["externalName"] = self._external(namespace)
         else:
@@ -191,15 +219,12 @@ class World:
         rng = self.rng
         zone = rng.choice(self.zones)
         inside = f"{rng.choice(SERVICES)}.{rng.choice((namespace, *NAMESPACES))}.svc.{zone}"
-        return rng.choice(
-            (
-                *OUTSIDE[:8], rng.choice(OUTSIDE), rng.choice(OUTSIDE), inside, inside, inside.upper(), inside + ".",
-                f"{rng.choice(SERVICES)}.{namespace}.svc.{zone}", f"nope.{namespace}.svc.{zone}", zone,
-                f"ext.{namespace}.svc.{zone}", f"ext2.{namespace}.svc.{zone}", f"ext3.{namespace}.svc.{zone}",
-                f"x.ext.{namespace}.svc.{zone}", f"_http._tcp.web.{namespace}.svc.{zone}", f"ns.dns.{zone}",
-                f"10-0-0-1.{namespace}.pod.{zone}", "192.0.2.99", "2001:db8::99", "single", "a_b.up.test", "x" * 63 + ".up.test",
-            )
-        )  # fmt: skip
+        inside = rng.choice((inside, inside, inside.upper(), inside + ".", zone, f"ns.dns.{zone}"))
+        near = (
+            f"{rng.choice((*SERVICES, *SERVICES[-3:] * 3, 'nope', 'x.ext', '_http._tcp.web'))}.{namespace}.svc.{zone}"
+        )
+        odd = ("192.0.2.99", "2001:db8::99", "single", "a_b.up.test", "x" * 63 + ".up.test", f"10-0-0-1.dev.pod.{zone}")
+        return rng.choice((rng.choice(OUTSIDE[:8]), rng.choice(OUTSIDE), inside, near, rng.choice(odd)))
 
     def _put_slice(self) -> None:
         rng = self.rng
@@ -215,7 +240,7 @@ class World:
         if not six and self.machine and service == "kube-dns" and rng.random() < 0.7:
             endpoints.append({"addresses": [rng.choice(self.machine)], "conditions": {"ready": True}})
         item: Object = {"addressType": "IPv6" if six else "IPv4", "endpoints": endpoints, "ports": self._ports()}
-        if rng.random() < 0.95:
+        if rng.random() < 0.998:
             item["labels"] = {"kubernetes.io/service-name": service}
         if rng.random() < 0.05:
             item["ports"] = None
@@ -241,7 +266,7 @@ class World:
         if rng.random() < 0.4:
             endpoint["hostname"] = rng.choice(HOSTNAMES)
         if rng.random() < 0.6:
-            endpoint["targetRef"] = {"kind": "Pod", "name": rng.choice(("web-7d9f", "pg-0", "w" * 70, "dot.ted", "p"))}
+            endpoint["targetRef"] = {"kind": "Pod", "name": rng.choice(("web-7d9f", "pg-0", "w" * 70, "p"))}
         if rng.random() < 0.5:
             endpoint["nodeName"] = "node-1"
             endpoint["zone"] = "z1"
@@ -250,22 +275,27 @@ class World:
     def _put_pod(self) -> None:
         rng = self.rng
         ip = rng.choice((self.address4(), self.address4(), self.address6(), ""))
-        status: Object = {"phase": rng.choice(("Running", "Running", "Running", "Pending", "Succeeded", "Failed", "Unknown"))}
+        status: Object = {
+            "phase": rng.choice(("Running", "Running", "Running", "Pending", "Succeeded", "Failed", "Unknown"))
+        }
         if ip:
-            status |= {"podIP": ip, "podIPs": [{"ip": ip}, {"ip": self.address6()}] if rng.random() < 0.2 else [{"ip": ip}]}
-        if rng.random() < 0.1:
-            status["podIP"] = self.address4()
+            status |= {
+                "podIP": ip,
+                "podIPs": [{"ip": ip}, {"ip": self.address6()}] if rng.random() < 0.2 else [{"ip": ip}],
+            }
         self._put("pods", rng.choice(NAMESPACES), f"pod-{rng.randrange(12)}", {"status": status, "spec": {}})
         if rng.random() < 0.1:
             self.objects[next(reversed(self.objects))]["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
 
     def mark(self, api: FakeApi, labels: dict[str, str]) -> dict[str, str]:
-        """Put a fresh object of each kind, after all else: resource → name below the zone that exists once it is seen."""
+        """Put a fresh object of each kind: resource → name below the zone that is there once it is seen."""
         self._marks += 1
         name, ip = f"mark-{self._marks}", f"10.77.{self._marks // 256}.{self._marks % 256}"
         meta = {"name": name, "namespace": "default", "labels": labels}
         api.put("namespaces", {"metadata": {"name": name, "labels": labels}})
-        api.put("services", {"metadata": meta, "spec": {"type": "ClusterIP", "clusterIP": "None", "clusterIPs": ["None"]}})
+        api.put(
+            "services", {"metadata": meta, "spec": {"type": "ClusterIP", "clusterIP": "None", "clusterIPs": ["None"]}}
+        )
         cluster = {"name": f"c{name}", "namespace": "default", "labels": labels}
         api.put("services", {"metadata": cluster, "spec": {"type": "ClusterIP", "clusterIP": ip, "clusterIPs": [ip]}})
         api.put("pods", {"metadata": meta, "status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}]}})
@@ -307,17 +337,16 @@ class World:
         kind = rng.random()
         if kind < 0.62:
             return _capped(self._cluster_name(zone))
-        if kind < 0.74:
+        if kind < 0.74 and self.reverse:
             return _capped(self._reverse())
         if kind < 0.86:
             return _capped(self._outside())
-        fixed = (
-            zone, f"svc.{zone}", f"pod.{zone}", f"ns.dns.{zone}", f"dns.{zone}", f"dns-version.{zone}", f"x.dns-version.{zone}",
-            f"x.ns.dns.{zone}", f"apex.dns.{zone}", f"nope.{zone}", f"a.b.c.d.e.f.{zone}", f"kube-dns.kube-system.svc.{zone}",
-            f"foo.{zone}", f"a.foo.{zone}", f"*.{zone}", f"any.{zone}", f"local.{zone}", f"_zone.{zone}", f"hostmaster.{zone}",
-            f"www.up.test.default.svc.{zone}", f"www.up.test.svc.{zone}", f"www.up.test.{zone}",
-        )  # fmt: skip
-        return _capped(rng.choice(fixed))
+        fixed = """
+            {z} svc.{z} pod.{z} ns.dns.{z} dns.{z} dns-version.{z} x.dns-version.{z} x.ns.dns.{z} apex.dns.{z} nope.{z}
+            a.b.c.d.e.f.{z} kube-dns.kube-system.svc.{z} foo.{z} a.foo.{z} *.{z} any.{z} local.{z} _zone.{z}
+            hostmaster.{z} www.up.test.default.svc.{z} www.up.test.svc.{z} www.up.test.{z}
+        """
+        return _capped(rng.choice(fixed.format(z=zone).split()))
 
     def _cluster_name(self, zone: str) -> str:
         rng = self.rng
@@ -327,7 +356,10 @@ class World:
             if resource == "endpointslices":
                 service = service[:-2]
         else:
-            service, namespace = rng.choice((*SERVICES, "nope", "*", "any")), rng.choice((*NAMESPACES, "ghost", "nope", "*"))
+            service, namespace = (
+                rng.choice((*SERVICES, "nope", "*", "any")),
+                rng.choice((*NAMESPACES, "ghost", "nope", "*")),
+            )
         base = f"{service}.{namespace}.svc.{zone}"
         what = rng.random()
         if what < 0.35:
@@ -340,14 +372,12 @@ class World:
             return f"{namespace}.{rng.choice(('svc', 'pod'))}.{zone}"
         if what < 0.92:
             return self._pod_name(zone)
-        odd = (
-            f"x.y.{base}", f"a.x.y.{base}", f"a.b.c.d.{base}", f"_{service}.{namespace}.svc.{zone}", f"{service}.{namespace}.foo.{zone}",
-            f"{service}.{namespace}.{zone}", f"{service}.svc.{zone}", f"_http.{base}", f"http.{base}", f"._tcp.{base}",
-            f"*.{base}", f"*.*.{base}", f"{'l' * 63}.{'m' * 63}.{'n' * 63}.{base}", f"{'k' * 63}.{base}", f"{service}-.{namespace}.svc.{zone}",
-            f"\xff{service}.{namespace}.svc.{zone}", f" {service}.{namespace}.svc.{zone}", f"{service}.{namespace}.svc.x{zone}",
-            f"a\\b.{base}", f"web.{base}", f"x.y.z.{namespace}.pod.{zone}",
-        )  # fmt: skip
-        return rng.choice(odd)
+        odd = """
+            x.y.{b} a.x.y.{b} a.b.c.d.{b} _{s}.{n}.svc.{z} {s}.{n}.foo.{z} {s}.{n}.{z} {s}.svc.{z} _http.{b} http.{b}
+            ._tcp.{b} *.{b} *.*.{b} {l}.{l}.{l}.{b} {l}.{b} {s}-.{n}.svc.{z} \xff{s}.{n}.svc.{z} {s}.{n}.svc.x{z}
+            a\\b.{b} web.{b} x.y.z.{n}.pod.{z}
+        """.format(b=base, s=service, n=namespace, z=zone, l="l" * 63)
+        return rng.choice((*odd.split(), f" {base}"))
 
     def _slices(self, namespace: str, service: str) -> list[Object]:
         return [
@@ -362,7 +392,9 @@ class World:
         rng = self.rng
         endpoints = [endpoint for item in self._slices(namespace, service) for endpoint in item["endpoints"]]
         if not endpoints or rng.random() < 0.15:
-            return rng.choice((*HOSTNAMES, _dashed(self.address4()), _dashed(self.address6()), "web-7d9f", "p", "nope", "_x"))
+            return rng.choice(
+                (*HOSTNAMES, _dashed(self.address4()), _dashed(self.address6()), "web-7d9f", "p", "nope", "_x")
+            )
         endpoint = rng.choice(endpoints)
         labels = [_dashed(address) for address in endpoint["addresses"]]
         labels.append(endpoint.get("hostname") or labels[0])
@@ -390,40 +422,48 @@ class World:
         namespace, ip = rng.choice((*NAMESPACES, "nope")), rng.choice((self.address4(), self.address6()))
         if pods and rng.random() < 0.7:
             (_, namespace, _), item = rng.choice(pods)
-            ip = rng.choice([item["status"]["podIP"], item["status"]["podIPs"][-1]["ip"] if "podIPs" in item["status"] else ip])
+            ip = rng.choice(
+                [item["status"]["podIP"], item["status"]["podIPs"][-1]["ip"] if "podIPs" in item["status"] else ip]
+            )
             if rng.random() < 0.1:
                 namespace = rng.choice(NAMESPACES)
-        label = rng.choice((*[_dashed(ip)] * 8, "1-2-3", "1-2-3-4-5", "300-1-1-1", "x", "--1", "1--", "0-0-0-0", "01-2-3-4",
-                            "fe80--1", "1-2-3-4-5-6-7-8", "--ffff-1-2-3-4", "a--b--c", ip.replace(":", "-")))  # fmt: skip
+        odd = "1-2-3 1-2-3-4-5 300-1-1-1 x --1 1-- 0-0-0-0 01-2-3-4 fe80--1 1-2-3-4-5-6-7-8 --ffff-1-2-3-4 a--b--c"
+        label = _dashed(ip) if rng.random() < 0.6 else rng.choice((*odd.split(), ip.replace(":", "-")))
         prefix = rng.choice(("",) * 8 + ("x.", "a.b.", "a.b.c."))
         return f"{prefix}{label}.{namespace}.pod.{zone}"
 
     def _reverse(self) -> str:
         rng = self.rng
-        ips = [ip for key, item in self.objects.items() if key[0] == "services" for ip in item["spec"].get("clusterIPs", ())]
+        ips = [
+            ip
+            for key, item in self.objects.items()
+            if key[0] == "services"
+            for ip in item["spec"].get("clusterIPs", ())
+        ]
         ips = [ip for ip in ips if ip != "None"]
         for key, item in self.objects.items():
             if key[0] == "endpointslices":
                 ips += [address for endpoint in item["endpoints"] for address in endpoint["addresses"]]
-        ip = rng.choice((rng.choice(ips or ["10.0.0.1"]),) * 6 + (self.address4(), self.address6(), "192.0.2.1", "203.0.113.7"))
+        ip = rng.choice(
+            (rng.choice(ips or ["10.0.0.1"]),) * 6 + (self.address4(), self.address6(), "192.0.2.1", "203.0.113.7")
+        )
         text = _text(reverse(pack_address(ip)))
-        return rng.choice(
-            (text,) * 12
-            + (text.split(".", 1)[1], text.split(".", 2)[2], "x." + text, "1." + text, "10.in-addr.arpa", "in-addr.arpa",
-               "arpa", "ip6.arpa", "0.0.10.in-addr.arpa", "256.0.0.10.in-addr.arpa", "01.0.0.10.in-addr.arpa",
-               text.replace("arpa", "arpb"), "ns.dns.10.in-addr.arpa", "dns-version.0.10.in-addr.arpa")
-        )  # fmt: skip
+        if rng.random() < 0.6:
+            return text
+        odd = """
+            {cut} {cut2} x.{ip} 1.{ip} 10.in-addr.arpa in-addr.arpa arpa ip6.arpa 0.0.10.in-addr.arpa
+            256.0.0.10.in-addr.arpa 01.0.0.10.in-addr.arpa {ip}x ns.dns.10.in-addr.arpa dns-version.0.10.in-addr.arpa
+        """.format(ip=text, cut=text.split(".", 1)[1], cut2=text.split(".", 2)[2])
+        return rng.choice(odd.split())
 
     def _outside(self) -> str:
-        rng = self.rng
-        return rng.choice(
-            (
-                *OUTSIDE, *OUTSIDE, f"{rng.choice('abcdefgh')}.up.test", "local", "nope", "", "test", "other.example",
-                "x.www.up.test", "a.t2.tmpl.test", "tmpl.test", "two.hosts.test", "nx.hosts.test", "zone.test", "a.wild.zone.test",
-                "host.sub.zone.test", "sub.zone.test", "mx.zone.test", "srv.zone.test", "old.rewrite.test", "web.rewrite.test",
-                "old.exact.test", "2.2.0.192.in-addr.arpa", "99.2.0.192.in-addr.arpa", "txt.up.test", "mx.up.test", "long.up.test",
-            )
-        )  # fmt: skip
+        names = """
+            {c}.up.test local nope test other.example x.www.up.test a.t2.tmpl.test tmpl.test two.hosts.test
+            nx.hosts.test zone.test a.wild.zone.test host.sub.zone.test sub.zone.test mx.zone.test srv.zone.test
+            old.rewrite.test web.rewrite.test old.exact.test 2.2.0.192.in-addr.arpa 99.2.0.192.in-addr.arpa txt.up.test
+            mx.up.test long.up.test
+        """.format(c=self.rng.choice("abcdefgh"))
+        return self.rng.choice((*OUTSIDE, *OUTSIDE, *names.split(), ""))
 
     def _packet(self, name: bytes, type: str) -> Question:
         rng = self.rng
@@ -440,8 +480,8 @@ class World:
         tcp = type in ("AXFR", "IXFR") or rng.random() < 0.05
         packet = struct.pack("!6H", id, flags, 1, 0, 0, bool(extra)) + name + struct.pack("!HH", number, klass) + extra
         if rng.random() < 0.01:
-            return self._spoil(packet, name, type, tcp)
-        return Question(packet, name, type, tcp, size, do)
+            return self._spoil(Question(packet, name, type, klass, tcp))
+        return Question(packet, name, type, klass, tcp, size, do)
 
     def _options(self) -> bytes:
         rng = self.rng
@@ -451,14 +491,11 @@ class World:
         unknown, nsid = struct.pack("!HH", 65001, 3) + b"abc", struct.pack("!HH", 3, 0)
         return rng.choice((cookie, subnet, unknown, nsid, cookie + unknown))
 
-    def _spoil(self, packet: bytes, name: bytes, type: str, tcp: bool) -> Question:
-        rng = self.rng
+    def _spoil(self, question: Question) -> Question:
+        rng, packet, name = self.rng, question.packet, question.name
         header, rest = packet[:12], packet[12:]
         counts = bytearray(header)
-        odd = rng.choice(
-            ("cut", "header only", "qr", "opcode notify", "opcode update", "opcode status", "two questions", "no question", "edns 1",
-             "answer counted", "garbage", "pointer", "two opts", "short", "additional")
-        )  # fmt: skip
+        odd = rng.choice(ODD)
         if odd == "cut":
             packet = packet[: rng.randrange(13, len(packet))]
         elif odd == "header only":
@@ -487,8 +524,10 @@ class World:
         elif odd == "short":
             packet = packet[: rng.randrange(12)]
         elif odd == "additional":
-            packet = packet[:10] + b"\0\1" + rest[: len(name) + 4] + b"\0" + struct.pack("!HHIH", 1, 1, 60, 4) + b"\1\2\3\4"
-        return Question(packet, name, type, tcp, 0, False, odd)
+            packet = (
+                packet[:10] + b"\0\1" + rest[: len(name) + 4] + b"\0" + struct.pack("!HHIH", 1, 1, 60, 4) + b"\1\2\3\4"
+            )
+        return replace(question, packet=packet, odd=odd)
 
 
 def _opt(size: int, do: bool, options: bytes) -> bytes:
