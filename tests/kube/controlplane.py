@@ -1,6 +1,7 @@
-"""A real Kubernetes control plane on loopback: etcd, kube-apiserver and kube-controller-manager of KUBEBUILDER_ASSETS.
+"""A real Kubernetes cluster on loopback, out of the programs in KUBEBUILDER_ASSETS.
 
-There are no kubelets: Nodes are objects, and a Pod's status is what a test writes into it.
+etcd, kube-apiserver, kube-controller-manager, kube-scheduler, and kwok, which plays the kubelets: Pods on its Nodes run,
+are ready and have addresses.  On Nodes that a test makes itself a Pod's status is what the test writes into it.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +18,47 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 
 from tests.support import free_port
 
+PROGRAMS = ("etcd", "kube-apiserver", "kube-controller-manager", "kube-scheduler", "kwok")
 CONTROLLERS = (
     "serviceaccount-controller",
     "endpointslice-controller",
     "deployment-controller",
     "replicaset-controller",
     "statefulset-controller",
+    "daemonset-controller",
     "namespace-controller",
 )
+NODES = 3
 ADMIN, READER = "admin-token", "dns-token"
+READER_NAME = "system:serviceaccount:kube-system:kdns"
 SERVICES = "10.96.0.0/12,fd00:10:96::/112"
+PATIENCE = 60.0
+"""Seconds for a part to start."""
+
+READING: list[dict[str, Any]] = [
+    {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRole",
+        "metadata": {"name": "reader"},
+        "rules": [
+            {"apiGroups": [""], "resources": ["services", "pods", "namespaces"], "verbs": ["list", "watch"]},
+            {"apiGroups": ["discovery.k8s.io"], "resources": ["endpointslices"], "verbs": ["list", "watch"]},
+        ],
+    },
+    {
+        "apiVersion": "rbac.authorization.k8s.io/v1",
+        "kind": "ClusterRoleBinding",
+        "metadata": {"name": "reader"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "reader"},
+        "subjects": [{"kind": "User", "name": READER_NAME}],
+    },
+]
+"""What a DNS server may do."""
+
+
+def missing(assets: str) -> list[str]:
+    """Which programs are not in this directory."""
+    return [name for name in PROGRAMS if not (Path(assets) / name).is_file()]
 
 
 class ControlPlane:
@@ -36,16 +69,25 @@ class ControlPlane:
         self.state = state
         self.admin = state / "admin.kubeconfig"
         """May do everything."""
+        self.reader = state / "reader.kubeconfig"
+        """May list and watch what a DNS server reads."""
+        self.authority = state / "certs" / "apiserver.crt"
         self._assets = assets
-        self._processes: list[subprocess.Popen[bytes]] = []
+        self._commands: dict[str, Sequence[str | Path]] = {}
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self) -> None:
         """Start all parts and wait until they are ready."""
+        self._start_api()
+        self._start_cluster()
+        self.apply(*(_node(number) for number in range(NODES)), *READING)
+
+    def _start_api(self) -> None:
         etcd = f"http://127.0.0.1:{free_port()}"
         peer = f"http://127.0.0.1:{free_port()}"
         key = self._key()
         tokens = self.state / "tokens.csv"
-        tokens.write_text(f'{ADMIN},admin,admin,"system:masters"\n{READER},reader,reader\n')
+        tokens.write_text(f'{ADMIN},admin,admin,"system:masters"\n{READER},{READER_NAME},reader\n')
         self._run(
             "etcd",
             f"--data-dir={self.state}/etcd",
@@ -72,9 +114,14 @@ class ControlPlane:
             "--advertise-address=192.0.2.1",
             "--endpoint-reconciler-type=none",
         )
-        self._wait_for(self.state / "certs" / "apiserver.crt")
-        self.kubeconfig(self.admin, ADMIN)
-        self._wait_ready()
+        deadline = time.monotonic() + PATIENCE
+        while not self.authority.exists():
+            self._check(deadline)
+        self.kubeconfig(self.admin, {"token": ADMIN})
+        self.kubeconfig(self.reader, {"token": READER})
+        self.wait_ready()
+
+    def _start_cluster(self) -> None:
         self._run(
             "kube-controller-manager",
             f"--kubeconfig={self.admin}",
@@ -84,13 +131,43 @@ class ControlPlane:
             f"--secure-port={free_port()}",
             "--bind-address=127.0.0.1",
         )
+        self._run(
+            "kube-scheduler",
+            f"--kubeconfig={self.admin}",
+            "--leader-elect=false",
+            f"--cert-dir={self.state}/certs-scheduler",
+            f"--secure-port={free_port()}",
+            "--bind-address=127.0.0.1",
+        )
+        self._run(
+            "kwok",
+            f"--kubeconfig={self.admin}",
+            "--manage-all-nodes=false",
+            "--manage-nodes-with-annotation-selector=kwok.x-k8s.io/node=fake",
+            "--cidr=10.244.128.0/17",
+            "--node-ip=192.0.2.10",
+            f"--server-address=127.0.0.1:{free_port()}",
+        )
 
     def stop(self) -> None:
         """Stop all parts, the last first."""
-        for process in reversed(self._processes):
+        for process in reversed(self._processes.values()):
             process.terminate()
-        for process in reversed(self._processes):
-            process.wait(30)
+        for process in reversed(self._processes.values()):
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def kill(self, name: str) -> None:
+        """End a part as a power cut does."""
+        self._processes[name].kill()
+        self._processes[name].wait()
+
+    def revive(self, name: str) -> None:
+        """Start a part again that was killed."""
+        self._run(name, *self._commands[name][1:])
 
     def kubectl(self, *arguments: str, stdin: str = "") -> str:
         """What kubectl prints as admin; raises RuntimeError with its complaint."""
@@ -109,15 +186,14 @@ class ControlPlane:
         patch = json.dumps({"status": status})
         self.kubectl("-n", namespace, "patch", kind, name, "--subresource=status", "--type=merge", "-p", patch)
 
-    def kubeconfig(self, file: Path, token: str) -> None:
-        """Write a kubeconfig for whom the token is."""
-        authority = str(self.state / "certs" / "apiserver.crt")
-        server = {"server": f"https://127.0.0.1:{self.port}", "certificate-authority": authority}
+    def kubeconfig(self, file: Path, user: dict[str, Any], port: int = 0) -> None:
+        """Write a kubeconfig for this user; ``port``: the API server's, or that of who stands before it."""
+        server = {"server": f"https://127.0.0.1:{port or self.port}", "certificate-authority": str(self.authority)}
         content = {
             "apiVersion": "v1",
             "kind": "Config",
             "clusters": [{"name": "local", "cluster": server}],
-            "users": [{"name": "local", "user": {"token": token}}],
+            "users": [{"name": "local", "user": user}],
             "contexts": [{"name": "local", "context": {"cluster": "local", "user": "local"}}],
             "current-context": "local",
         }
@@ -135,18 +211,14 @@ class ControlPlane:
         )
         return file
 
-    def _run(self, name: str, *flags: str) -> None:
-        with open(self.state / f"{name}.log", "wb") as log:
-            process = subprocess.Popen([self._assets / name, *flags], stdout=log, stderr=log, cwd=self.state)
-        self._processes.append(process)
+    def _run(self, name: str, *flags: str | Path) -> None:
+        self._commands[name] = [self._assets / name, *flags]
+        with open(self.state / f"{name}.log", "ab") as log:
+            self._processes[name] = subprocess.Popen(self._commands[name], stdout=log, stderr=log, cwd=self.state)
 
-    def _wait_for(self, file: Path) -> None:
-        deadline = time.monotonic() + 60
-        while not file.exists():
-            self._check(deadline)
-
-    def _wait_ready(self) -> None:
-        deadline = time.monotonic() + 60
+    def wait_ready(self) -> None:
+        """Wait until the API server takes requests."""
+        deadline = time.monotonic() + PATIENCE
         while True:
             try:
                 self.kubectl("get", "--raw", "/readyz")
@@ -155,7 +227,27 @@ class ControlPlane:
                 self._check(deadline)
 
     def _check(self, deadline: float) -> None:
-        ended = [process.args for process in self._processes if process.poll() is not None]
+        ended = [name for name, process in self._processes.items() if process.poll() is not None]
         if ended or time.monotonic() > deadline:
-            raise AssertionError(f"the control plane does not start, see the logs in {self.state}: {ended}")
+            raise NotStarted(f"the control plane does not start, see the logs in {self.state}: {ended}")
         time.sleep(0.1)
+
+
+class NotStarted(Exception):
+    """There is no control plane to be had here; the message says why."""
+
+
+def _node(number: int) -> dict[str, Any]:
+    name = f"node-{number}"
+    labels = {
+        "kubernetes.io/os": "linux",
+        "kubernetes.io/hostname": name,
+        "topology.kubernetes.io/zone": f"zone-{number}",
+    }
+    room = {"cpu": "1000", "memory": "1000Gi", "pods": "10000"}
+    return {
+        "apiVersion": "v1",
+        "kind": "Node",
+        "metadata": {"name": name, "labels": labels, "annotations": {"kwok.x-k8s.io/node": "fake"}},
+        "status": {"allocatable": room, "capacity": room},
+    }
