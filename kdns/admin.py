@@ -1,7 +1,7 @@
 """The HTTP face: health, readiness and metrics, each on the address that its directive names.
 
-HTTP/1.1 GET and HEAD only, framed by h11.  Connections, request heads and time are bounded, so nothing that happens
-here harms DNS.
+HTTP/1.1 GET and HEAD only, framed by h11.  Connections, request heads and time are bounded, and answers are made one
+at a time with rests between them, so nothing that happens here harms DNS.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import ssl
+from collections import deque
 from collections.abc import Mapping
 from typing import Final
 
@@ -28,15 +29,20 @@ class HttpListener:
         self.paths = paths
         """Path → responder; swap it to reload."""
         self.tls = tls
-        self.connections: set[_Connection] = set()
+        self.connections: dict[_Connection, None] = {}
+        """The oldest one first."""
         self._socks = socks
         self._servers: list[asyncio.Server] = []
+        self._loop = asyncio.get_running_loop()
+        self._asking: deque[_Connection] = deque()
+        """They have sent a request and wait for their turn."""
+        self._turn: asyncio.Handle | None = None
+        self._rest_until = 0.0
 
     async def start(self) -> None:
         """Begin to accept."""
-        loop = asyncio.get_running_loop()
         for sock in self._socks:
-            server = await loop.create_server(
+            server = await self._loop.create_server(
                 lambda: _Connection(self),
                 sock=sock,
                 ssl=self.tls,
@@ -52,6 +58,28 @@ class HttpListener:
             sock.close()
         for connection in list(self.connections):
             connection.abort()
+        if self._turn is not None:
+            self._turn.cancel()
+
+    def joined(self, connection: _Connection) -> None:
+        """A connection is open: the oldest makes room for it if there are too many, so that probes get through."""
+        if len(self.connections) >= limits.HTTP_CONNECTIONS:
+            next(iter(self.connections)).abort()
+        self.connections[connection] = None
+
+    def queue(self, connection: _Connection) -> None:
+        """A connection has a request to be answered when its turn comes."""
+        self._asking.append(connection)
+        if self._turn is None:
+            self._turn = self._loop.call_at(self._rest_until, self._take_turn)
+
+    def _take_turn(self) -> None:
+        """Answer one request, then leave the loop to DNS for some time: pages may be large, and clients many."""
+        began = self._loop.time()
+        self._asking.popleft().answer()
+        now = self._loop.time()
+        self._rest_until = now + limits.HTTP_REST * (now - began)
+        self._turn = self._loop.call_at(self._rest_until, self._take_turn) if self._asking else None
 
     def respond(self, method: str, target: str) -> tuple[int, str, bytes]:
         """Status, content type and body for one request.  Never raises."""
@@ -72,57 +100,93 @@ class _Connection(asyncio.Protocol):
     def __init__(self, owner: HttpListener) -> None:
         self._owner = owner
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.HTTP_HEAD)
+        self._request: h11.Request | None = None
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._queued = False
+        self._stuck = False
+        """The client does not take its answers."""
+        self._eof = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = transport  # type: ignore[assignment]
-        if len(self._owner.connections) >= limits.HTTP_CONNECTIONS:
-            self.abort()
-            return
-        self._owner.connections.add(self)
+        self._owner.joined(self)
         self._wait()
 
     def connection_lost(self, error: Exception | None) -> None:
-        self._transport = None
-        self._owner.connections.discard(self)
-        if self._timer is not None:
-            self._timer.cancel()
+        self._forget()
 
     def abort(self) -> None:
         if self._transport is not None:
             self._transport.abort()
+        self._forget()
+
+    def _forget(self) -> None:
+        self._transport = None
+        self._owner.connections.pop(self, None)
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def pause_writing(self) -> None:
+        self._stuck = True
+
+    def resume_writing(self) -> None:
+        self._stuck = False
+        self._advance()
+
+    def eof_received(self) -> bool:
+        self._eof = True
+        # Over TLS the end of the stream is the end of the connection.
+        return self._queued and self._owner.tls is None
 
     def data_received(self, data: bytes) -> None:
         try:
             self._http.receive_data(data)
-            self._serve()
         except h11.RemoteProtocolError as error:
             self._refuse(error.error_status_hint)
-
-    def _serve(self) -> None:
-        while self._transport is not None:
-            event = self._http.next_event()
-            if isinstance(event, h11.Request):
-                self._request = event
-            elif isinstance(event, h11.EndOfMessage):
-                self._answer(self._request.method.decode("ascii"), self._request.target.decode("latin-1"))
-            elif isinstance(event, h11.ConnectionClosed):
-                self._transport.close()
-                return
-            elif event is h11.NEED_DATA:
-                return
-
-    def _answer(self, method: str, target: str) -> None:
-        status, kind, body = self._owner.respond(method, target)
-        headers = [("content-type", kind), ("content-length", str(len(body))), ("server", f"kdns/{__version__}")]
-        self._send(status, headers, b"" if method == "HEAD" else body)
-        if self._http.our_state is h11.MUST_CLOSE and self._transport is not None:
-            self._transport.close()
-            self._transport = None
         else:
-            self._http.start_next_cycle()
-            self._wait()
+            self._advance()
+
+    def _advance(self) -> None:
+        """Read the next request, as far as it has come, unless there is one that has not been answered."""
+        transport = self._transport
+        if transport is None or transport.is_closing() or self._queued or self._stuck:
+            return
+        try:
+            while (event := self._http.next_event()) is not h11.NEED_DATA:
+                if isinstance(event, h11.Request):
+                    self._request = event
+                elif isinstance(event, h11.EndOfMessage):
+                    self._queued = True
+                    self._owner.queue(self)
+                    transport.pause_reading()
+                    return
+                elif isinstance(event, h11.ConnectionClosed):
+                    transport.close()
+                    return
+        except h11.RemoteProtocolError as error:
+            self._refuse(error.error_status_hint)
+        else:
+            transport.resume_reading()
+
+    def answer(self) -> None:
+        """Answer the request that has been queued."""
+        self._queued = False
+        transport, request = self._transport, self._request
+        if transport is None or request is None:
+            return
+        method = request.method.decode("ascii")
+        status, kind, body = self._owner.respond(method, request.target.decode("latin-1"))
+        headers = [("content-type", kind), ("content-length", str(len(body))), ("server", f"kdns/{__version__}")]
+        if self._eof:
+            headers.append(("connection", "close"))
+        self._send(status, headers, b"" if method == "HEAD" else body)
+        if self._http.our_state is h11.MUST_CLOSE:
+            transport.close()
+            return
+        self._http.start_next_cycle()
+        self._wait()
+        self._advance()
 
     def _refuse(self, status: int) -> None:
         if self._http.our_state in (h11.IDLE, h11.SEND_RESPONSE):

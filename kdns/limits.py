@@ -74,11 +74,13 @@ METRIC_SERIES: Final = 1_000
 
 # --- HTTP face -------------------------------------------------------------------------------------------------------
 HTTP_CONNECTIONS: Final = 64
-"""Open connections of one HTTP listener; further ones are closed at once."""
+"""Open connections of one HTTP listener; one more, and the oldest is closed."""
 HTTP_HEAD: Final = 8192
 """A request's head."""
 HTTP_TIMEOUT: Final = 5.0
 """From the first octet of a request to the last of its answer (CoreDNS: 5 s)."""
+HTTP_REST: Final = 3.0
+"""After an answer that took one second to make, the next one waits so many: DNS has the loop meanwhile."""
 
 # --- Corefile --------------------------------------------------------------------------------------------------------
 COREFILE_SIZE: Final = 4 * 2**20

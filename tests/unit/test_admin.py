@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import time
 from collections.abc import AsyncIterator
 
 import pytest
@@ -70,6 +71,49 @@ async def test_one_connection_serves_many_requests(served: Served) -> None:
     assert reply.count(b"HTTP/1.1 200 ") == 4
 
 
+async def test_a_client_that_never_reads_gets_no_more_answers(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "HTTP_TIMEOUT", 0.3)
+    asked = 0
+
+    def big(target: str) -> tuple[int, str, bytes]:
+        nonlocal asked
+        asked += 1
+        return 200, "text/plain", bytes(2**20)
+
+    served.listener.paths = {"/big": big}
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(("127.0.0.1", served.port))
+        client.sendall(get("/big", more="") * 100)
+        while not served.listener.connections:
+            await asyncio.sleep(0.001)
+        while served.listener.connections:
+            await asyncio.sleep(0.01)
+    assert asked < 20
+
+
+async def test_answers_are_made_with_rests_between_them(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "HTTP_REST", 4.0)
+
+    def slow(target: str) -> tuple[int, str, bytes]:
+        time.sleep(0.01)
+        return 200, "text/plain", b"OK"
+
+    served.listener.paths = {"/slow": slow}
+    began = time.monotonic()
+    replies = await asyncio.gather(*(served.send(get("/slow")) for _ in range(4)))
+    assert all(reply.endswith(b"OK") for reply in replies)
+    assert time.monotonic() - began >= 3 * 0.045
+
+
+async def test_a_client_that_asks_no_more_gets_its_answer(served: Served) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
+    writer.write(get("/health", more=""))
+    writer.write_eof()
+    assert (await asyncio.wait_for(reader.read(), 5)).endswith(b"OK")
+    writer.close()
+
+
 async def test_http_1_0_is_closed_after_its_answer(served: Served) -> None:
     reply = await served.send(b"GET /health HTTP/1.0\r\n\r\n")
     assert b" 200 " in reply and reply.endswith(b"OK")
@@ -102,14 +146,14 @@ async def test_slow_clients_are_cut_off(served: Served, monkeypatch: pytest.Monk
     assert not served.listener.connections
 
 
-async def test_connections_are_bounded(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_connections_are_bounded_and_probes_get_through(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "HTTP_CONNECTIONS", 2)
     with contextlib.ExitStack() as stack:
-        for _ in range(2):
+        for _ in range(5):
             stack.enter_context(socket.create_connection(("127.0.0.1", served.port)))
-        while len(served.listener.connections) < 2:
-            await asyncio.sleep(0.001)
-        assert await served.send(get("/health")) == b""
+            await asyncio.sleep(0.01)
+        assert len(served.listener.connections) == 2
+        assert (await served.send(get("/health"))).startswith(b"HTTP/1.1 200 ")
     while served.listener.connections:
         await asyncio.sleep(0.001)
     assert (await served.send(get("/health"))).startswith(b"HTTP/1.1 200 ")

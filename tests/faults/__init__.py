@@ -1,0 +1,1 @@
+"""The whole server under faults and attacks: real processes, real sockets."""
