@@ -11,6 +11,7 @@ of a question differ in the question alone.
 from __future__ import annotations
 
 import struct
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -46,7 +47,7 @@ from kdns.message import (
     Record,
     Reply,
 )
-from kdns.name import MAX_NAME, ROOT, Name
+from kdns.name import MAX_NAME, ROOT, Name, is_under
 from kdns.rdata import COMPRESSED, NAMES, NXT, SIG, names_in
 
 TCP_MAX: Final = 65535
@@ -263,9 +264,11 @@ def _pack(query: Query, reply: Reply, limit: int) -> bytes:
         for record in records:
             type = record.type
             if type in NAMES or record.owner != name or len(name) == 1:
-                if names is None:
-                    names = _Names(name)
-                data = names.pack(record, at)
+                data = _pack_denial(record, name) if names is None and type == SOA else b""
+                if not data:
+                    if names is None:
+                        names = _Names(name)
+                    data = names.pack(record, at)
             else:
                 rdata = record.rdata
                 data = _QUESTION_POINTER + _pack_fixed(type, record.klass, record.ttl, len(rdata)) + rdata
@@ -281,6 +284,35 @@ def _pack(query: Query, reply: Reply, limit: int) -> bytes:
     out[0] = _pack_header(query.id, flags | rcode & 15, 1, counts[0], counts[1], counts[2] + (opt != b""))
     out.append(opt)
     return b"".join(out)
+
+
+def _pack_denial(soa: Record, question: Name) -> bytes:
+    """The SOA of a denial, whose names nearly always end in the zone, as does the question; empty when they don't.
+
+    Search lists make denials the most frequent answer of a cluster's server: this is half the cost of `_Names`.
+    """
+    zone = soa.owner.lower()
+    if len(zone) == 1 or not is_under(question, zone):
+        return b""
+    parts = _split_soa(soa.rdata, zone)
+    if parts is None:
+        return b""
+    pointer = _pack_pointer(0xC000 | (_HEADER + len(question) - len(zone)))
+    rdata = pointer.join(parts)
+    return pointer + _pack_fixed(SOA, soa.klass, soa.ttl, len(rdata)) + rdata
+
+
+@lru_cache(64)
+def _split_soa(rdata: bytes, zone: Name) -> tuple[bytes, bytes, bytes] | None:
+    """What stands before, between and behind the two ``zone``s in which a SOA's names end; None: they don't both."""
+    middle = 0
+    while length := rdata[middle]:
+        middle += 1 + length
+    middle += 1
+    end, cut = len(rdata) - 20, len(zone)
+    if not (is_under(rdata[:middle].lower(), zone) and is_under(rdata[middle:end].lower(), zone)):
+        return None
+    return rdata[: middle - cut], rdata[middle : end - cut], rdata[end:]
 
 
 def _opt(edns: Edns, reply: Reply, room: int) -> bytes:

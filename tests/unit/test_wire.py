@@ -805,3 +805,30 @@ def test_any_octets(packet: bytes) -> None:
 def test_any_type_of_question_is_read() -> None:
     for type in (0, 1, 41, ANY, 1000, 65535):
         assert isinstance(parse(header() + WWW + struct.pack("!HH", type, IN)), Query)
+
+
+@pytest.mark.parametrize(
+    ("owner", "mname", "rname"),
+    [
+        ("cluster.local.", "ns.dns.cluster.local.", "hostmaster.cluster.local."),
+        ("Cluster.LOCAL.", "ns.dns.CLUSTER.local.", "cluster.local."),
+        ("a.cluster.local.", "a.cluster.local.", "b.a.cluster.local."),
+        ("cluster.local.", "ns.elsewhere.", "hostmaster.cluster.local."),
+        ("cluster.local.", "ns.notcluster.local.", "hostmaster.xcluster.local."),
+        ("other.", "ns.other.", "hostmaster.other."),
+        (".", "a.root-servers.net.", "nstld.verisign-grs.com."),
+    ],
+)
+def test_the_soa_of_a_denial(owner: str, mname: str, rname: str) -> None:
+    query = wire.parse_query(wire.pack_query(7, 0x0100, name.spell("x.A.cluster.local."), A, 1, None), PEER, Listener())
+    assert isinstance(query, Query)
+    data = rdata.soa(name.spell(mname), name.spell(rname), 1, 2, 3, 4, 5)
+    packed = wire.pack_reply(query, Reply(3, authority=(Record(name.spell(owner), SOA, 30, data),)), 512)
+    (soa,) = dns.message.from_wire(packed).authority
+    assert soa.name == dns.name.from_text(owner)
+    assert (soa[0].mname, soa[0].rname) == (dns.name.from_text(mname), dns.name.from_text(rname))
+    assert (soa[0].serial, soa[0].minimum) == (1, 5)
+    answered = wire.parse_reply(packed)
+    assert answered.authority[0].rdata.lower() == data.lower()
+    # A broken one must not raise either.
+    wire.pack_reply(query, Reply(3, authority=(Record(name.spell("cluster.local."), SOA, 30, b"\x3fshort"),)), 512)
