@@ -31,6 +31,8 @@ TCP_CONNECTIONS: Final = 10_000
 """Open connections; at the bound the longest idle one is closed (kdns_tcp_connections_closed_total)."""
 TCP_PIPELINE: Final = 128
 """Queries in work on one connection; then reading from it stops until one is answered."""
+TCP_BATCH: Final = 64
+"""Queries of one connection answered at once; then other sockets get their turn."""
 TCP_IDLE: Final = 10.0
 """A connection without a whole query for so long is closed (CoreDNS: 10 s)."""
 TCP_READ: Final = 5.0

@@ -190,6 +190,8 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self._eof = False
         self._finishing = False
+        self._resting = False
+        """Other sockets have their turn before this one's queries are worked on again."""
         self._loop = asyncio.get_running_loop()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -229,7 +231,7 @@ class Connection(asyncio.Protocol):
         self._work()
 
     def finish(self) -> None:
-        """Read no more, answer what waits, then close."""
+        """Read no more, answer what has been read, then close."""
         self._finishing = True
         self._update_reading()
         self._close_when_done()
@@ -240,16 +242,20 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
 
     def _work(self) -> None:
-        """Take whole queries out of the buffer as long as there is room for their answers."""
+        """Take whole queries out of the buffer as long as there is room for their answers, a batch at a time."""
         buffer = self._buffer
         out: list[bytes] = []
-        size = at = 0
+        size = at = taken = 0
         while self._can_take() and len(buffer) - at >= 2:
             end = at + 2 + (buffer[at] << 8 | buffer[at + 1])
             if len(buffer) < end:
                 break
             reply = self._ask(bytes(buffer[at + 2 : end]))
             at = end
+            taken += 1
+            if taken == limits.TCP_BATCH:
+                self._resting = True
+                self._loop.call_soon(self._go_on)
             if reply is not None:
                 out.append(len(reply).to_bytes(2, "big") + reply)
                 size += len(reply)
@@ -268,18 +274,22 @@ class Connection(asyncio.Protocol):
         self._update_reading()
         self._close_when_done()
 
+    def _go_on(self) -> None:
+        self._resting = False
+        self._work()
+
     def _write(self, replies: list[bytes]) -> None:
-        if replies and self._transport is not None:
+        if replies and self._transport is not None and not self._transport.is_closing():
             self._transport.write(b"".join(replies))
 
     def _close_when_done(self) -> None:
-        if self.tasks or self._transport is None:
+        if self.tasks or self._resting or self._transport is None:
             return
         if self._finishing or (self._eof and self._can_take()):
             self._transport.close()
 
     def _can_take(self) -> bool:
-        return not self.stuck_since and len(self.tasks) < limits.TCP_PIPELINE and not self._finishing
+        return not self.stuck_since and not self._resting and len(self.tasks) < limits.TCP_PIPELINE
 
     def _ask(self, packet: bytes) -> bytes | None:
         owner = self._owner
@@ -294,19 +304,18 @@ class Connection(asyncio.Protocol):
         return None
 
     def _send(self, reply: bytes) -> None:
-        if self._transport is not None:
-            self._transport.write(len(reply).to_bytes(2, "big") + reply)
+        self._write([len(reply).to_bytes(2, "big") + reply])
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self.tasks.discard(task)
-        if self._paused and not self._finishing:
+        if self._paused:
             self._work()
         else:
             self._close_when_done()
 
     def _update_reading(self) -> None:
         """Read from the client only while there is room for what it sends."""
-        pause = not self._can_take()
+        pause = self._finishing or not self._can_take()
         if pause is self._paused or self._transport is None or self._transport.is_closing() or self._eof:
             return
         self._paused = pause

@@ -51,7 +51,7 @@ async def swallow(reader: asyncio.StreamReader) -> None:
 
 
 async def test_garbage_and_slow_requests_harm_nobody(served: tuple[Kdns, Ports]) -> None:
-    kdns, ports = served
+    _, ports = served
     dice = random.Random(7)
     writers = []
     async with pulse(ports.dns) as beat:
@@ -88,7 +88,7 @@ async def test_requests_one_after_the_other_without_reading_take_no_memory(serve
 
 
 async def test_fifty_busy_scrapers_leave_dns_its_time(served: tuple[Kdns, Ports]) -> None:
-    kdns, ports = served
+    _, ports = served
     ended = False
     scrapes = 0
 

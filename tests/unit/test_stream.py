@@ -241,3 +241,40 @@ async def test_empty_and_broken_messages_do_not_end_the_connection() -> None:
         client.ask(9)
         while await client.reply() != 9:
             pass
+
+
+async def test_a_long_pipeline_gives_others_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "TCP_BATCH", 4)
+    order: list[int] = []
+
+    async def chain(query: Query) -> Reply:
+        order.append(query.peer[1])
+        return await quick(query)
+
+    async with serve(chain) as served, connect(served) as greedy, connect(served) as modest:
+        for number in range(200):
+            greedy.ask(number)
+        modest.ask(1)
+        assert await modest.reply() == 1
+        assert [await greedy.reply() for _ in range(200)] == list(range(200))
+        assert order.index(modest.writer.get_extra_info("sockname")[1]) <= 3 * limits.TCP_BATCH
+
+
+async def test_stopping_answers_all_that_has_been_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "TCP_BATCH", 4)
+    monkeypatch.setattr(limits, "TCP_PIPELINE", 8)
+    gate = asyncio.Event()
+
+    async def chain(query: Query) -> Reply:
+        await gate.wait()
+        return await quick(query)
+
+    async with serve(chain) as served, connect(served) as client:
+        queries = [framed(pack_query(number, 0, from_text("a."), A, 1, None)) for number in range(50)]
+        client.writer.write(b"".join(queries))
+        while served.listener.waiting < 8:
+            await asyncio.sleep(0.001)
+        served.listener.stop_reading()
+        gate.set()
+        assert sorted([await client.reply() for _ in range(50)]) == list(range(50))
+        assert await client.gone()
