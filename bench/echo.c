@@ -3,7 +3,7 @@
  * them back.  Two modes:
  *
  *   echo PORT           set QR and return the packet: what the kernel and the system calls cost
- *   echo PORT answer    also append one A record, so that it can stand in for an upstream
+ *   echo PORT answer    also append the A or AAAA record asked for, so that it can stand in for an upstream
  *
  * Listens on 127.0.0.1; runs until it is killed.
  */
@@ -19,13 +19,15 @@ enum { BATCH = 64, SIZE = 4096, HEADER = 12 };
 
 static unsigned char packets[BATCH][SIZE];
 
-/* Owner: a pointer to the question; A, IN, TTL 300, 192.0.2.1. */
-static const unsigned char record[16] = {0xc0, HEADER, 0, 1, 0, 1, 0, 0, 1, 44, 0, 4, 192, 0, 2, 1};
+/* Owner: a pointer to the question; type, IN, TTL 300; 192.0.2.1 and 2001:db8::1. */
+static const unsigned char a[16] = {0xc0, HEADER, 0, 1, 0, 1, 0, 0, 1, 44, 0, 4, 192, 0, 2, 1};
+static const unsigned char aaaa[28] = {0xc0, HEADER, 0, 28, 0, 1, 0, 0, 1, 44, 0, 16, 0x20, 1, 13, 0xb8, [27] = 1};
 
 /* Turn a query of `length` octets into a reply in place; returns its length, 0 for what is no query. */
 static size_t reply(unsigned char *packet, size_t length, int answer)
 {
-    size_t end = HEADER;
+    const unsigned char *record = a;
+    size_t end = HEADER, size = sizeof a;
 
     if (length < HEADER + 5 || packet[2] & 0x80)
         return 0;
@@ -35,13 +37,18 @@ static size_t reply(unsigned char *packet, size_t length, int answer)
     while (end < length && packet[end])
         end += 1 + packet[end];
     end += 5;
-    if (end > length || length + sizeof record > SIZE)
+    if (end > length || length + sizeof aaaa > SIZE)
         return 0;
     packet[3] |= 0x80;
+    if (packet[end - 3] == 28) {
+        record = aaaa;
+        size = sizeof aaaa;
+    } else if (packet[end - 3] != 1)
+        return length;
     packet[7] = 1;
-    memmove(packet + end + sizeof record, packet + end, length - end);
-    memcpy(packet + end, record, sizeof record);
-    return length + sizeof record;
+    memmove(packet + end + size, packet + end, length - end);
+    memcpy(packet + end, record, size);
+    return length + size;
 }
 
 int main(int argc, char **argv)

@@ -29,6 +29,15 @@ class BenchError(Exception):
     """Something cannot be measured; the message says why."""
 
 
+@dataclass(frozen=True)
+class Memory:
+    """What processes take, in octets."""
+
+    pss: int
+    """Pages that are shared with others count in proportion."""
+    rss: int
+
+
 @dataclass
 class Sample:
     """One server under one workload, once."""
@@ -42,10 +51,10 @@ class Sample:
     """Average, in seconds."""
     rcodes: dict[str, float] = field(default_factory=dict)
     """Shares of the answers."""
-    idle_pss: int = 0
-    """Octets before the questions."""
-    pss: int = 0
-    """Octets after them."""
+    idle: Memory = field(default_factory=lambda: Memory(0, 0))
+    """Before the questions."""
+    after: Memory = field(default_factory=lambda: Memory(0, 0))
+    """After them."""
 
     @property
     def cost(self) -> float:
@@ -104,14 +113,15 @@ def cpu(pids: list[int]) -> float:
     return total / 1e9
 
 
-def memory(pids: list[int]) -> int:
-    """Proportional set size of these processes, in octets."""
-    total = 0
+def memory(pids: list[int]) -> Memory:
+    """What these processes take together."""
+    total = {"Pss": 0, "Rss": 0}
     for pid in pids:
         with contextlib.suppress(OSError):
-            found = re.search(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)
-            total += int(found[1]) * 1024 if found else 0
-    return total
+            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            for kind, kib in re.findall(r"^(Pss|Rss):\s+(\d+) kB", text, re.M):
+                total[kind] += int(kib) * 1024
+    return Memory(total["Pss"], total["Rss"])
 
 
 def free_ports(count: int) -> int:

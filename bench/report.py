@@ -20,24 +20,25 @@ Samples = dict[str, dict[str, list[Sample]]]
 def markdown(samples: Samples, peers: list[str]) -> str:
     """All tables."""
     title = f"{platform.machine()}, {_processor()}, Linux {platform.release()}, {time.strftime('%Y-%m-%d')}"
+    rounds = max((len(found) for row in samples.values() for found in row.values()), default=0)
     parts = [
-        f"# What a query costs\n\n{title}\n",
-        "CPU (user and system) of the server per answered query, in microseconds; median of "
-        f"{max((len(s) for row in samples.values() for s in row.values()), default=0)} rounds, and the ratio to echo.\n",
+        f"# What a query costs\n\n{title}; medians of {rounds} rounds\n",
+        "CPU of the server, user and system, per answered query in microseconds (in brackets: the ratio to echo)\n",
         _table(samples, peers, lambda s: s.cost, "{:.1f}", "echo"),
-        "\nThe same, as a ratio to CoreDNS.\n" if "coredns" in peers else "",
-        _table(samples, peers, lambda s: s.cost, "", "coredns") if "coredns" in peers else "",
-        "\nAnswers per second with 100 questions outstanding (the server has one core, the client the other).\n",
-        _table(samples, peers, lambda s: s.qps, "{:,.0f}", ""),
-        "\nMemory (Pss) in MiB: before the questions.\n",
-        _table(samples, peers, lambda s: s.idle_pss / 2**20, "{:.1f}", ""),
-        "\nAfter them.\n",
-        _table(samples, peers, lambda s: s.pss / 2**20, "{:.1f}", ""),
     ]
+    if "coredns" in peers:
+        parts += ["\nThe same as a ratio to CoreDNS\n", _table(samples, peers, lambda s: s.cost, "", "coredns")]
+    for text, value, form in (
+        ("Answers per second, 100 questions outstanding, the server on one core", lambda s: s.qps, "{:,.0f}"),
+        ("Memory before the questions: Pss in MiB", lambda s: s.idle.pss / 2**20, "{:.1f}"),
+        ("Memory before the questions: RSS in MiB", lambda s: s.idle.rss / 2**20, "{:.1f}"),
+        ("Memory after the questions: Pss in MiB", lambda s: s.after.pss / 2**20, "{:.1f}"),
+    ):
+        parts += [f"\n{text}\n", _table(samples, peers, value, form, "")]
     problems = list(complaints(samples))
     if problems:
         parts += ["\nNot as it should be:\n", *(f"- {problem}" for problem in problems)]
-    return "\n".join(part for part in parts if part) + "\n"
+    return "\n".join(parts) + "\n"
 
 
 def _table(samples: Samples, peers: list[str], value: Callable[[Sample], float], form: str, base: str) -> str:
