@@ -10,7 +10,7 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from pathlib import Path
 
 import dns.flags
@@ -106,9 +106,12 @@ def answers(reply: dns.message.Message) -> list[str]:
 class Kdns:
     """The command ``kdns`` in a process of its own."""
 
-    def __init__(self, conf: Path | str, *flags: str, cwd: Path | None = None, wait: float = 15.0) -> None:
+    def __init__(
+        self, conf: Path | str, *flags: str, cwd: Path | None = None, wait: float = 15.0, within: Sequence[str] = ()
+    ) -> None:
+        """``within``: what its command line begins with, such as ``env NAME=VALUE``."""
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "kdns", "-conf", str(conf), *flags],
+            [*within, sys.executable, "-m", "kdns", "-conf", str(conf), *flags],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             cwd=cwd or ROOT,

@@ -1,7 +1,7 @@
 """A real Kubernetes cluster on loopback, out of the programs in KUBEBUILDER_ASSETS.
 
-etcd, kube-apiserver, kube-controller-manager, kube-scheduler, and kwok, which plays the kubelets: Pods on its Nodes run,
-are ready and have addresses.  On Nodes that a test makes itself a Pod's status is what the test writes into it.
+etcd, kube-apiserver, kube-controller-manager, kube-scheduler, and kwok, which plays the kubelets: Pods on its Nodes
+run, are ready and have addresses.  On Nodes that a test makes itself a Pod's status is what the test writes into it.
 """
 
 from __future__ import annotations
