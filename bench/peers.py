@@ -1,7 +1,8 @@
 """The servers that are compared: their configurations, and how each is started.
 
-Every server listens on 127.0.0.1, in the foreground, without privileges to drop, with one thread or process to answer
-queries, without logging queries and without limits on how many it answers.
+Every server listens on 127.0.0.1 (kdns and CoreDNS, by kubeadm's Corefile, on all addresses), in the foreground, without
+privileges to drop, with one thread or process to answer queries, without logging queries and without limits on how many
+it answers.
 """
 
 from __future__ import annotations
@@ -64,7 +65,6 @@ def corefile(place: Place, runtime: str = "") -> Path:
     return place.write(
         "Corefile",
         f""".:{place.port} {{
-    bind 127.0.0.1
     errors
     health 127.0.0.1:{place.http}
     ready 127.0.0.1:{place.http + 1}

@@ -170,7 +170,7 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     rotate: bool = False
     """The packet cache may rotate the addresses of the answer."""
     age: bool = False
-    """TTLs must count down from the moment the reply was made."""
+    """TTLs must count down from the moment the reply was made, at whole seconds before ``until``."""
     duties: tuple[Duty, ...] = ()
     """What is owed for each replay; kept only as long as ``until`` is not 0."""
 
