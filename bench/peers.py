@@ -1,8 +1,7 @@
 """The servers that are compared: their configurations, and how each is started.
 
-Every server listens on 127.0.0.1 (kdns and CoreDNS, by kubeadm's Corefile, on all addresses), in the foreground, without
-privileges to drop, with one thread or process to answer queries, without logging queries and without limits on how many
-it answers.
+Every server listens on 127.0.0.1 (kdns and CoreDNS, by the Corefile of kubeadm, on all addresses), runs in the
+foreground, and has one thread or process to answer queries, no query log and no rate limits.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ class Loadbalance(Plugin):
         reply = await next(query)
         if reply.rcode != NOERROR or query.type in (AXFR, IXFR):
             return reply
-        if len(reply.answer) < 2 and len(reply.authority) < 2 and len(reply.additional) < 2:
+        if len(reply.answer) < 2 and not reply.authority and not reply.additional:
             return reply
         return self.reorder(query, reply)
 

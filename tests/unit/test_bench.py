@@ -21,7 +21,7 @@ from tests.support import parse
 RECORDS = {(name, kind) for name, kind, _ in world.cluster_records(500)}
 
 
-@pytest.mark.parametrize("workload", world.WORKLOADS.values(), ids=str)
+@pytest.mark.parametrize("workload", world.WORKLOADS.values(), ids=lambda workload: workload.name)
 def test_questions_are_about_names_that_exist_unless_they_are_not(workload: world.Workload, tmp_path: Path) -> None:
     world.write_questions(workload, 500, tmp_path / "questions")
     lines = (tmp_path / "questions").read_text().splitlines()
