@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import gc
+import logging
 import os
 import platform
+import resource
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -21,6 +23,8 @@ from kdns.server import Server
 
 _DEFAULT_FILE: Final = "Corefile"
 _DEFAULT_TEXT: Final = ". {\n    whoami\n    log\n}\n"
+
+_GC_THRESHOLD: Final = (20_000, 20, 50)
 
 STOP_ERROR: Final = 3
 """Exit code: the sockets could not be stopped in order."""
@@ -125,6 +129,8 @@ async def _serve(options: argparse.Namespace) -> int:
     stopped: asyncio.Future[tuple[int, bool]] = asyncio.get_running_loop().create_future()
     server = Server(_loader(options.conf), options.port)
     _handle_signals(server, stopped)
+    logging.basicConfig(handlers=[log.FromPython()], level=logging.WARNING)
+    _raise_file_limit()
     await server.start()
     if not options.quiet:
         for line in server.banner():
@@ -134,8 +140,9 @@ async def _serve(options: argparse.Namespace) -> int:
     if options.pidfile:
         _write_pid(options.pidfile)
     gc.collect()
-    # What is there now stays: the collector need not look at it again.
+    # What is there now stays: the collector need not look at it again.  Answers make no cycles, so it may look less often.
     gc.freeze()
+    gc.set_threshold(*_GC_THRESHOLD)
     code, graceful = await stopped
     try:
         await server.stop(graceful)
@@ -146,6 +153,13 @@ async def _serve(options: argparse.Namespace) -> int:
         with suppress(OSError):
             os.remove(options.pidfile)
     return code
+
+
+def _raise_file_limit() -> None:
+    """Open as many files as we may: the soft limit is for programs that use select(2).  Go's runtime does the same."""
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    with suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _write_pid(path: str) -> None:
