@@ -27,7 +27,7 @@ from msgspec import Struct
 
 from kdns import rdata
 from kdns.cluster.index import Entry, Index, Slice, entry_key
-from kdns.cluster.objects import Port
+from kdns.cluster.objects import Port, Service
 from kdns.cluster.replies import REFUSAL, WIDTHS, Replies, dashed, fits, undashed
 from kdns.message import AXFR, CNAME, FOREVER, IXFR, NS, PTR, SERVFAIL, SOA, SRV, TXT, Fact, Lease, Query, Record, Reply
 from kdns.name import IN_ADDR_ARPA, IP6_ARPA, Name, is_under, labels, longest_zone, reverse_address
@@ -406,11 +406,22 @@ class Names:
                 fronted = True
                 facts += (b"svc/" + entry.key, b"eps/" + entry.key)
                 if entry.service is not None:
-                    found = self._candidates(entry, Asked())
-                    servers.update(((below + _SVC + zone, address), None) for below, address, _ in found)
+                    found = self._in_front(entry, entry.service, local)
+                    servers.update(((below + _SVC + zone, address), None) for below, address in found)
         if not fronted:
             servers.update(((_SERVER_NAME + zone, local), None) for local in self.local)
         return "", [server for server in servers if fits(server[0])], tuple(facts)
+
+    def _in_front(self, entry: Entry, service: Service, local: bytes) -> list[tuple[bytes, bytes]]:
+        """(labels below ``svc``, address) of the Service of an endpoint; headless: of the endpoints beside it."""
+        if not service.headless:
+            return [(entry.key, address) for address in service.addresses]
+        return [
+            (b"%c%b%b" % (len(label), label, entry.key), address)
+            for part in entry.slices
+            if part.has(local)
+            for address, label in self._labelled(part, b"")
+        ]
 
 
 def primary(zones: tuple[Name, ...]) -> Name | None:

@@ -534,6 +534,7 @@ def test_the_services_in_front() -> None:
         slice_of("kube-dns-6.kube-system", "fd00::53", of="kube-dns"),
         service("peers.kube-system"),
         slice_of("peers-a.kube-system", "192.0.2.2 dns-0", "192.0.2.3 dns-1", of="peers"),
+        slice_of("peers-b.kube-system", "192.0.2.4 dns-2", of="peers"),
         slice_of("lost-a.kube-system", "192.0.2.2", of="lost"),
     )
     names = names_of(index)
