@@ -289,6 +289,66 @@ local:PORT {
         fallthrough cluster.local
     }
 }
+# rewritten zone
+.:PORT {
+    rewrite name suffix .cluster.example .cluster.local answer auto
+    rewrite ttl exact web.default.svc.cluster.local 17
+    rewrite class CH IN
+    rewrite name prefix old- new-
+    kubernetes cluster.local in-addr.arpa ip6.arpa {
+        API
+        pods PODS
+        endpoint_pod_names
+        ttl TTL
+    }
+    hosts FOLDER/hosts {
+        no_reverse
+        ttl 3600
+        fallthrough cluster.local zone.test arpa test .
+    }
+    import zone
+    forward . UPSTREAM {
+        max_concurrent 1000
+        policy sequential
+    }
+    loadbalance round_robin
+}
+# no AAAA
+.:PORT {
+    errors
+    template IN AAAA {
+        rcode NOERROR
+    }
+    template ANY HTTPS cluster.local {
+        rcode NXDOMAIN
+    }
+    kubernetes cluster.local in-addr.arpa ip6.arpa {
+        API
+        pods insecure
+        fallthrough in-addr.arpa ip6.arpa
+    }
+    import hosts
+    file FOLDER/zone.test zone.test {
+        fallthrough
+    }
+    forward . UPSTREAM
+}
+# serve stale
+.:PORT {
+    errors
+    kubernetes cluster.local 10.in-addr.arpa {
+        API
+        pods verified
+        endpoint_pod_names
+        ttl TTL
+    }
+    forward . UPSTREAM
+    cache 60 {
+        serve_stale 1h immediate
+        prefetch 3 10s 20%
+        servfail 2s
+    }
+}
 # bound
 .:PORT {
     bind 127.0.0.1
@@ -336,7 +396,9 @@ _SPECIAL: dict[str, dict[str, Any]] = {
     },
     "empty services": {"visible": ("namespaces", "endpointslices")},
     "zones": {"zones": ("cluster.local", "sub.cluster.local", "up.test")},
+    "serve stale": {"visible": ("namespaces", "services", "endpointslices", "pods")},
     # CoreDNS cannot write the names that reverse lookups would lead to, and stays silent.
+    "rewritten zone": {"zones": ("cluster.local", "cluster.example")},
     "root zone": {"zones": ("", "local"), "reverse": False},
     "short cache": {"keeps": 2.1, "visible": ("namespaces", "services", "endpointslices", "pods")},
 }
@@ -362,7 +424,7 @@ def settings(api: str, upstream: str, folder: Path, rng: random.Random) -> list[
 
 async def upstream(asked: Asked) -> None:
     """What the world outside answers; nothing but the question decides."""
-    zone = next((zone for zone in ("up.test.", "stub.test.") if asked.name.endswith(zone)), "")
+    zone = next((zone for zone in ("up.test.", "stub.test.") if f".{asked.name}".endswith(f".{zone}")), "")
     if zone:
         await _answer(asked, zone)
     else:

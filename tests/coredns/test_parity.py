@@ -24,12 +24,12 @@ import pytest
 
 from kdns import interfaces
 from kdns.name import address_text
-from tests.coredns.compare import Answer, Context, Verdict
+from tests.coredns.compare import DEVIATIONS, Answer, Context, Verdict
 from tests.coredns.settings import Setting, settings, upstream
 from tests.coredns.world import Question, World, wire
 from tests.fakeapi import FakeApi
 from tests.fakeupstream import FakeUpstream
-from tests.support import Kdns, free_port
+from tests.support import ROOT, Kdns, free_port
 
 pytestmark = pytest.mark.skipif(shutil.which("coredns") is None, reason="coredns is not on PATH")
 
@@ -254,3 +254,10 @@ def test_random_worlds(tmp_path: Path) -> None:
     verdict = compare(tmp_path, QUESTIONS, SEED)
     assert verdict.questions > QUESTIONS * 0.9
     assert not verdict.unmeant, str(verdict)
+
+
+def test_each_deviation_has_its_row_with_a_reason() -> None:
+    lines = (ROOT / "docs/compatibility.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line.startswith("| ")]
+    reasons = {row[0]: row[3] for row in rows if len(row) == 4}
+    assert all(reasons.get(deviation.row) for deviation in DEVIATIONS)

@@ -204,7 +204,10 @@ class World:
                 "Six": [six],
             }.get(kind, [four])
             spec["clusterIP"] = spec["clusterIPs"][0]
-            spec["ports"] = self._ports()
+            spec["ports"] = self._ports() if rng.random() < 0.97 else None
+            if rng.random() < 0.1:
+                # As before Kubernetes 1.20.
+                del spec["clusterIPs"]
             spec["publishNotReadyAddresses"] = rng.random() < 0.2
             if rng.random() < 0.7:
                 spec["selector"] = {"app": name}
@@ -224,7 +227,9 @@ class World:
             f"{rng.choice((*SERVICES, *SERVICES[-3:] * 3, 'nope', 'x.ext', '_http._tcp.web'))}.{namespace}.svc.{zone}"
         )
         odd = ("192.0.2.99", "2001:db8::99", "single", "a_b.up.test", "x" * 63 + ".up.test", f"10-0-0-1.dev.pod.{zone}")
-        return rng.choice((rng.choice(OUTSIDE[:8]), rng.choice(OUTSIDE), inside, near, rng.choice(odd)))
+        found = rng.choice((rng.choice(OUTSIDE[:8]), rng.choice(OUTSIDE), inside, near, rng.choice(odd)))
+        # Without a dot too many where the zone is the root: CoreDNS could not write such a name.
+        return found if zone else found.rstrip(".") or "single"
 
     def _put_slice(self) -> None:
         rng = self.rng
@@ -244,17 +249,21 @@ class World:
             item["labels"] = {"kubernetes.io/service-name": service}
         if rng.random() < 0.05:
             item["ports"] = None
+        if rng.random() < 0.02:
+            item["endpoints"] = None
         for port in item["ports"] or ():
             if rng.random() < 0.05:
                 port["name"] = None
             if rng.random() < 0.05:
                 port["port"] = None
-        self._put("endpointslices", namespace, f"{service}-{rng.choice('abc')}", item)
+        # A slice of a common name goes from one Service to another.
+        own = f"{service}-{rng.choice('abc')}" if rng.random() < 0.9 else f"common-{rng.choice('ab')}"
+        self._put("endpointslices", namespace, own, item)
 
     def _endpoint(self, six: bool) -> Object:
         rng = self.rng
         make = self.address6 if six else self.address4
-        endpoint: Object = {"addresses": [make() for _ in range(rng.choice((1, 1, 1, 1, 2)))]}
+        endpoint: Object = {"addresses": [make() for _ in range(rng.choice((1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 0)))]}
         conditions = rng.choice(
             (
                 {"ready": True}, {"ready": True, "serving": True, "terminating": False}, {"ready": True},
@@ -354,7 +363,7 @@ class World:
             keys = [key for key in self.objects if key[0] in ("services", "endpointslices")]
             resource, namespace, service = rng.choice(keys)
             if resource == "endpointslices":
-                service = service[:-2]
+                service = service.rpartition("-")[0]
         else:
             service, namespace = (
                 rng.choice((*SERVICES, "nope", "*", "any")),
@@ -390,13 +399,13 @@ class World:
 
     def _endpoint_label(self, namespace: str, service: str) -> str:
         rng = self.rng
-        endpoints = [endpoint for item in self._slices(namespace, service) for endpoint in item["endpoints"]]
+        endpoints = [endpoint for item in self._slices(namespace, service) for endpoint in item["endpoints"] or ()]
         if not endpoints or rng.random() < 0.15:
             return rng.choice(
                 (*HOSTNAMES, _dashed(self.address4()), _dashed(self.address6()), "web-7d9f", "p", "nope", "_x")
             )
         endpoint = rng.choice(endpoints)
-        labels = [_dashed(address) for address in endpoint["addresses"]]
+        labels = [_dashed(address) for address in endpoint["addresses"] or [self.address4()]]
         labels.append(endpoint.get("hostname") or labels[0])
         labels.append(endpoint.get("targetRef", {}).get("name", labels[0])[:63])
         return rng.choice(labels)
@@ -443,7 +452,7 @@ class World:
         ips = [ip for ip in ips if ip != "None"]
         for key, item in self.objects.items():
             if key[0] == "endpointslices":
-                ips += [address for endpoint in item["endpoints"] for address in endpoint["addresses"]]
+                ips += [address for endpoint in item["endpoints"] or () for address in endpoint["addresses"]]
         ip = rng.choice(
             (rng.choice(ips or ["10.0.0.1"]),) * 6 + (self.address4(), self.address6(), "192.0.2.1", "203.0.113.7")
         )
@@ -478,8 +487,12 @@ class World:
             size, do = rng.choice((512, 512, 1232, 1232, 1232, 4096, 4096, 100, 65535)), rng.random() < 0.3
             extra = _opt(size, do, self._options())
         tcp = type in ("AXFR", "IXFR") or rng.random() < 0.05
+        spoil = rng.random() < 0.01
+        if spoil and len(name) < 240:
+            # Of its own, so that a cache that takes the packet for a query does not tell later.
+            name = b"\6%06d" % rng.randrange(10**6) + name
         packet = struct.pack("!6H", id, flags, 1, 0, 0, bool(extra)) + name + struct.pack("!HH", number, klass) + extra
-        if rng.random() < 0.01:
+        if spoil:
             return self._spoil(Question(packet, name, type, klass, tcp))
         return Question(packet, name, type, klass, tcp, size, do)
 
