@@ -16,6 +16,7 @@ from typing import Final
 import h11
 
 from kdns import __version__, limits
+from kdns.accept import Acceptor
 from kdns.log import Logger
 from kdns.plugin import Responder
 
@@ -32,28 +33,24 @@ class HttpListener:
         self.connections: dict[_Connection, None] = {}
         """The oldest one first."""
         self._socks = socks
-        self._servers: list[asyncio.Server] = []
+        self._acceptors: list[Acceptor] = []
         self._loop = asyncio.get_running_loop()
         self._asking: deque[_Connection] = deque()
         """They have sent a request and wait for their turn."""
         self._turn: asyncio.Handle | None = None
         self._rest_until = 0.0
 
-    async def start(self) -> None:
+    def start(self) -> None:
         """Begin to accept."""
         for sock in self._socks:
-            server = await self._loop.create_server(
-                lambda: _Connection(self),
-                sock=sock,
-                ssl=self.tls,
-                ssl_handshake_timeout=limits.HTTP_TIMEOUT if self.tls else None,
+            self._acceptors.append(
+                Acceptor(sock, lambda sock, peer: _Connection(self), self._make_room, self.tls, limits.HTTP_TIMEOUT)
             )
-            self._servers.append(server)
 
     def close(self) -> None:
         """Stop serving at once."""
-        for server in self._servers:
-            server.close()
+        for acceptor in self._acceptors:
+            acceptor.close()
         for sock in self._socks:
             sock.close()
         for connection in list(self.connections):
@@ -64,8 +61,12 @@ class HttpListener:
     def joined(self, connection: _Connection) -> None:
         """A connection is open: the oldest makes room for it if there are too many, so that probes get through."""
         if len(self.connections) >= limits.HTTP_CONNECTIONS:
-            next(iter(self.connections)).abort()
+            self._make_room()
         self.connections[connection] = None
+
+    def _make_room(self) -> None:
+        if self.connections:
+            next(iter(self.connections)).abort()
 
     def queue(self, connection: _Connection) -> None:
         """A connection has a request to be answered when its turn comes."""

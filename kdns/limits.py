@@ -28,7 +28,8 @@ CHASE_DEPTH: Final = 10
 
 # --- TCP and DoT -----------------------------------------------------------------------------------------------------
 TCP_CONNECTIONS: Final = 10_000
-"""Open connections; at the bound the longest idle one is closed (kdns_tcp_connections_closed_total)."""
+"""Open connections of one listener (or a quarter of the file descriptors, if that is less); at the bound the longest
+idle one is closed (kdns_tcp_connections_closed_total)."""
 TCP_PIPELINE: Final = 128
 """Queries in work on one connection; then reading from it stops until one is answered."""
 TCP_BATCH: Final = 64

@@ -6,6 +6,7 @@ buffer, and what does not fit is counted and let go.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from typing import Final
@@ -131,6 +132,16 @@ def emit(level: str, text: str) -> None:
 def line(text: str) -> None:
     """One line as it is: the process's first lines, and the query log's."""
     _sink.write(clean(text))
+
+
+class FromPython(logging.Handler):
+    """What asyncio and other libraries log, as our lines; on standard error it would wait for a stalled reader."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line, with the exception's last words instead of its traceback."""
+        error = record.exc_info[1] if record.exc_info else None
+        text = f"{record.name}: {record.getMessage().splitlines()[0]}"
+        emit(WARNING if record.levelno < logging.ERROR else ERROR, f"{text}: {error!r}" if error else text)
 
 
 class Logger:

@@ -161,7 +161,7 @@ class Server:
                 self._keep_only_used()
                 raise
             opened.pop_all()
-        await self._put_in_force(new, dns, http)
+        self._put_in_force(new, dns, http)
 
     def _make_way(self, wanted: Iterable[Endpoint]) -> None:
         """Close what an older configuration has left open where the new one wants to listen again."""
@@ -169,7 +169,7 @@ class Server:
             for endpoint in retired.leaving.keys() & set(wanted):
                 retired.leaving.pop(endpoint).close()
 
-    async def _put_in_force(
+    def _put_in_force(
         self,
         new: Configuration,
         dns: dict[Endpoint, Sockets],
@@ -187,7 +187,7 @@ class Server:
         for endpoint in [endpoint for endpoint in self._endpoints if endpoint not in new.services]:
             leaving[endpoint] = self._endpoints.pop(endpoint)
             leaving[endpoint].stop_reading()
-        await self._serve_http(new.http, http)
+        self._serve_http(new.http, http)
         if old is not None:
             self._retire(old, leaving)
         self._version.forget(*(("sha512", old.digest) if old else ("", "")))
@@ -209,11 +209,11 @@ class Server:
     def _scope(self) -> bytes:
         return next(self._scopes).to_bytes(4, "big")
 
-    async def _serve_http(self, new: dict[str, HttpService], sockets: dict[str, list[socket.socket]]) -> None:
+    def _serve_http(self, new: dict[str, HttpService], sockets: dict[str, list[socket.socket]]) -> None:
         for address, service in new.items():
             if address in sockets:
                 listener = self._http[address] = HttpListener(sockets[address], service.paths, service.tls)
-                await listener.start()
+                listener.start()
             else:
                 self._http[address].paths = service.paths
         for address in [address for address in self._http if address not in new]:

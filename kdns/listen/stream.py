@@ -8,13 +8,14 @@ idle one first, when there are too many.
 from __future__ import annotations
 
 import asyncio
-import errno
+import resource
 import socket
 import ssl
 from collections import OrderedDict
-from typing import Final
+from typing import Any, Final
 
 from kdns import limits
+from kdns.accept import Acceptor
 from kdns.handler import Handler, Waiting
 from kdns.message import Listener
 from kdns.metrics import Family, Metrics
@@ -66,11 +67,11 @@ class StreamListener:
         )
         self._open = metrics.gauge("kdns_tcp_connections", "Open TCP connections.", ("server",)).cell(server)
         self.encrypted = tls is not None
-        self._tls = tls
         self._loop = asyncio.get_running_loop()
-        self._accepting: asyncio.Task[None] | None = self._loop.create_task(self._accept())
+        self._acceptor = Acceptor(sock, self._make, self._make_room, tls, limits.TLS_HANDSHAKE)
         self._sweeper = self._loop.call_later(_SWEEP, self._sweep)
-        self._handshakes: set[asyncio.Task[None]] = set()
+        # The other descriptors are for the other listeners, upstreams and probes.
+        self._most = min(limits.TCP_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4)
 
     @property
     def waiting(self) -> int:
@@ -79,9 +80,7 @@ class StreamListener:
 
     def stop_reading(self) -> None:
         """Accept no more connections and read no more queries; what waits is still answered."""
-        if self._accepting is not None:
-            self._accepting.cancel()
-            self._accepting = None
+        self._acceptor.stop()
         for connection in list(self.connections):
             connection.finish()
 
@@ -89,8 +88,7 @@ class StreamListener:
         """Cut everything off."""
         self.stop_reading()
         self._sweeper.cancel()
-        for task in self._handshakes:
-            task.cancel()
+        self._acceptor.close()
         for connection in list(self.connections):
             connection.abort()
         self.sock.close()
@@ -104,7 +102,7 @@ class StreamListener:
         """A connection is open: make room for it if there are too many."""
         self.connections[connection] = None
         self._open.value = len(self.connections)
-        if len(self.connections) > limits.TCP_CONNECTIONS:
+        if len(self.connections) > self._most:
             self.cut(next(iter(self.connections)), "limit")
 
     def left(self, connection: Connection) -> None:
@@ -118,45 +116,16 @@ class StreamListener:
         self.left(connection)
         connection.abort()
 
-    async def _accept(self) -> None:
-        while True:
-            try:
-                sock, peer = await self._loop.sock_accept(self.sock)
-            except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    await self._without_descriptors()
-                # Anything else is the fault of the one connection that was to be accepted.
-                continue
-            handshake = self._loop.create_task(self._begin(sock, peer[0], peer[1]))
-            self._handshakes.add(handshake)
-            handshake.add_done_callback(self._handshakes.discard)
-            if len(self._handshakes) > limits.TCP_HANDSHAKES:
-                await asyncio.wait(self._handshakes, return_when=asyncio.FIRST_COMPLETED)
+    def _make(self, sock: socket.socket, peer: Any) -> Connection:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        local = sock.getsockname()
+        family = "2" if sock.family == socket.AF_INET6 else "1"
+        return Connection(self, Listener(self.server, "tcp", (local[0], local[1]), family), (peer[0], peer[1]))
 
-    async def _without_descriptors(self) -> None:
-        """No more file descriptors: give back the longest idle connection's, and do not spin meanwhile."""
+    def _make_room(self) -> None:
+        """No more file descriptors: give back the longest idle connection's."""
         if self.connections:
             self.cut(next(iter(self.connections)), "descriptors")
-        await asyncio.sleep(limits.TCP_ACCEPT_PAUSE)
-
-    async def _begin(self, sock: socket.socket, host: str, port: int) -> None:
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            local = sock.getsockname()
-            family = "2" if sock.family == socket.AF_INET6 else "1"
-            listener = Listener(self.server, "tcp", (local[0], local[1]), family)
-            await self._loop.connect_accepted_socket(
-                lambda: Connection(self, listener, (host, port)),
-                sock,
-                ssl=self._tls,
-                ssl_handshake_timeout=limits.TLS_HANDSHAKE if self._tls else None,
-            )
-        except OSError:
-            # The client went away, or its TLS handshake failed: ssl.SSLError is an OSError.
-            sock.close()
-        except asyncio.CancelledError:
-            sock.close()
-            raise
 
     def _sweep(self) -> None:
         now = self._loop.time()

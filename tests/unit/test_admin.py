@@ -45,7 +45,7 @@ class Served:
 @pytest.fixture
 async def served() -> AsyncIterator[Served]:
     served = Served()
-    await served.listener.start()
+    served.listener.start()
     yield served
     served.listener.close()
     await asyncio.sleep(0)

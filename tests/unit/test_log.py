@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import select
 import subprocess
@@ -255,3 +256,18 @@ sys.stderr.write(f"{log.dropped()}\\n")
         _, errors = process.communicate(b"go\n", timeout=30)
     assert process.returncode == 0
     assert int(errors) == 10_000
+
+
+def test_what_libraries_log_becomes_one_line_of_ours() -> None:
+    logger = logging.Logger("asyncio")
+    logger.addHandler(log.FromPython())
+    with captured_log() as lines:
+        logger.warning("socket.send() raised exception.")
+        try:
+            raise OSError(24, "Too many open files")
+        except OSError:
+            logger.exception("accept failed\nsocket: 8")
+    assert lines.lines == [
+        "[WARNING] asyncio: socket.send() raised exception.",
+        "[ERROR] asyncio: accept failed: OSError(24, 'Too many open files')",
+    ]
