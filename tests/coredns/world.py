@@ -34,10 +34,12 @@ nosoa.up.test www.up.test.
 """.split()
 """Names that other servers or other plugins know."""
 
-TYPES = (
-    ["A"] * 14 + ["AAAA"] * 8 + ["SRV"] * 8 + ["PTR"] * 3 + ["CNAME"] * 3 + ["TXT", "NS", "SOA", "MX", "ANY"] * 2
-    + ["HTTPS", "SVCB", "DS", "CAA", "NAPTR", "HINFO", "DNSKEY", "NSEC", "TYPE65400", "TYPE0", "AXFR", "IXFR", "DNAME"]
-)  # fmt: skip
+RARE = "HTTPS SVCB DS CAA NAPTR HINFO DNSKEY NSEC LOC DNAME TYPE65400 TYPE0 TYPE41 TYPE249 TYPE250 TYPE253 AXFR IXFR".split()
+TYPES = [
+    *("A AAAA A SRV A AAAA SRV".split() * 5),
+    *("PTR CNAME TXT NS SOA MX ANY".split() * 3),
+    *RARE,
+]
 
 
 ODD = (
@@ -386,7 +388,7 @@ class World:
             ._tcp.{b} *.{b} *.*.{b} {l}.{l}.{l}.{b} {l}.{b} {s}-.{n}.svc.{z} \xff{s}.{n}.svc.{z} {s}.{n}.svc.x{z}
             a\\b.{b} web.{b} x.y.z.{n}.pod.{z}
         """.format(b=base, s=service, n=namespace, z=zone, l="l" * 63)
-        return rng.choice((*odd.split(), f" {base}"))
+        return rng.choice((*odd.split(), f" {base}", f"\0.{base}", f"{'o.' * 100}{base}"))
 
     def _slices(self, namespace: str, service: str) -> list[Object]:
         return [
@@ -478,6 +480,8 @@ class World:
         rng = self.rng
         flags = 0x0100 if rng.random() < 0.9 else 0
         flags |= rng.choice((0, 0, 0, 0, 0, 0, 0x20, 0x10, 0x30))
+        if rng.random() < 0.02:
+            flags |= rng.choice((0x40, 0x80, 0x200, 0x400, 0x8, 0x7F))
         klass = 1 if rng.random() < 0.99 else rng.choice((3, 4, 254, 255, 0))
         number = type_number(type)
         assert number is not None
@@ -486,7 +490,7 @@ class World:
         if rng.random() < 0.5 or type in ("AXFR", "IXFR"):
             size, do = rng.choice((512, 512, 1232, 1232, 1232, 4096, 4096, 100, 65535)), rng.random() < 0.3
             extra = _opt(size, do, self._options())
-        tcp = type in ("AXFR", "IXFR") or rng.random() < 0.05
+        tcp = rng.random() < (0.9 if type in ("AXFR", "IXFR") else 0.05)
         spoil = rng.random() < 0.01
         if spoil and len(name) < 240:
             # Of its own, so that a cache that takes the packet for a query does not tell later.
