@@ -17,7 +17,7 @@ Object: TypeAlias = dict[str, Any]
 TROUBLE = (OSError, http.client.HTTPException)
 """What a request raises when the API server is away."""
 
-_GROUPS = {"services": "api/v1", "pods": "api/v1", "serviceaccounts": "api/v1"} | {
+_GROUPS = dict.fromkeys(("namespaces", "services", "pods", "secrets"), "api/v1") | {
     "clusterrolebindings": "apis/rbac.authorization.k8s.io/v1",
     "endpointslices": "apis/discovery.k8s.io/v1",
 }
@@ -87,3 +87,12 @@ def until(right: Callable[[], bool], seconds: float, pause: float = 0.002) -> fl
             raise AssertionError(f"not within {seconds:g} s")
         time.sleep(pause)
     return time.monotonic() - started
+
+
+def attempt(action: Callable[[], object]) -> bool:
+    """Whether it worked."""
+    try:
+        action()
+    except (*TROUBLE, RuntimeError, ValueError):
+        return False
+    return True

@@ -27,6 +27,7 @@ CONTROLLERS = (
     "statefulset-controller",
     "daemonset-controller",
     "namespace-controller",
+    "garbage-collector-controller",
 )
 NODES = 3
 ADMIN, READER = "admin-token", "dns-token"
@@ -155,7 +156,7 @@ class ControlPlane:
             process.terminate()
         for process in reversed(self._processes.values()):
             try:
-                process.wait(10)
+                process.wait(5)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

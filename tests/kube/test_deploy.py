@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.kube.controlplane import ControlPlane
+from tests.kube.apiclient import until
+from tests.kube.controlplane import NODES, ControlPlane
 from tests.support import ROOT
 
 DEPLOY = ROOT / "deploy" / "kubernetes"
@@ -83,7 +84,16 @@ def template(control_plane: ControlPlane) -> dict[str, Any]:
     return spec
 
 
-@pytest.mark.parametrize("path", [".", "overlays/replace-coredns", "overlays/replace-coredns-autoscaled", "nodelocal"])
+PATHS = {
+    ".": {"kdns": 2},
+    "overlays/replace-coredns": {"coredns": 2},
+    "overlays/replace-coredns-autoscaled": {"coredns": 1, "kube-dns-autoscaler": 1},
+    "nodelocal": {"node-local-dns": NODES},
+}
+"""What can be applied, and how many Pods of which workloads come of it."""
+
+
+@pytest.mark.parametrize("path", PATHS)
 def test_the_api_server_accepts(control_plane: ControlPlane, path: str) -> None:
     control_plane.kubectl("apply", "--dry-run=server", "--validate=strict", "-k", str(DEPLOY / path))
 
@@ -110,6 +120,7 @@ def test_there_and_back(control_plane: ControlPlane) -> None:
     assert len(service["spec"]["ports"]) == 3
     control_plane.kubectl("-n", "kube-system", "rollout", "undo", "deployment/coredns")
     assert template(control_plane) == before
+    control_plane.kubectl("delete", "-k", str(REPLACE))
 
 
 def test_the_default_leaves_coredns_alone(control_plane: ControlPlane) -> None:
@@ -123,3 +134,47 @@ def test_the_default_leaves_coredns_alone(control_plane: ControlPlane) -> None:
     assert {name.rpartition("/")[2] for name in made} == {"kdns"}
     control_plane.kubectl("delete", "-k", str(DEPLOY))
     assert names() == before
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_pods_are_scheduled_and_become_endpoints(control_plane: ControlPlane, path: str) -> None:
+    def found(what: str) -> list[dict[str, Any]]:
+        items: list[dict[str, Any]] = json.loads(control_plane.kubectl("-n", "kube-system", "get", what, "-o", "json"))[
+            "items"
+        ]
+        return items
+
+    control_plane.kubectl("apply", "-k", str(DEPLOY / path))
+    try:
+        workloads = control_plane.kubectl("-n", "kube-system", "get", "deployments,daemonsets", "-o", "name").split()
+        for one in workloads:
+            control_plane.kubectl("-n", "kube-system", "rollout", "status", one, "--timeout=30s")
+        pods = {pod["metadata"]["name"]: pod for pod in found("pods") if "deletionTimestamp" not in pod["metadata"]}
+        for workload, count in PATHS[path].items():
+            nodes = [pod["spec"]["nodeName"] for name, pod in pods.items() if name.startswith(f"{workload}-")]
+            assert len(nodes) == count
+            assert len(set(nodes)) == count, "two servers on one node are no redundancy"
+        (service,) = (one["metadata"]["name"] for one in found("services"))
+        wait_for_endpoints(control_plane, service, next(iter(PATHS[path].values())))
+    finally:
+        control_plane.kubectl("delete", "-k", str(DEPLOY / path))
+
+
+def wait_for_endpoints(control_plane: ControlPlane, service: str, count: int) -> None:
+    """A Service has so many that are ready, once the controller has written them down."""
+    command = [
+        "-n",
+        "kube-system",
+        "get",
+        "endpointslices",
+        "-l",
+        f"kubernetes.io/service-name={service}",
+        "-o",
+        "json",
+    ]
+
+    def there() -> bool:
+        slices = json.loads(control_plane.kubectl(*command))["items"]
+        return count == sum(one["conditions"]["ready"] for each in slices for one in each.get("endpoints") or [])
+
+    until(there, 10, pause=0.1)
