@@ -72,6 +72,8 @@ LOG_LINE: Final = 8192
 """One log line."""
 ERROR_LINES: Final = 100
 """Lines of the ``errors`` plugin in a second; the rest is summed up in one line (kdns_errors_suppressed_total)."""
+SIZES_UNSETTLED: Final = 1_000
+"""Different pairs of query and reply size counted for one set of labels before they are sorted into buckets."""
 METRIC_SERIES: Final = 1_000
 """Label sets of one metric; further ones are counted together under the label value ``other``."""
 
@@ -114,8 +116,9 @@ UPSTREAM_FLIGHTS: Final = 8192
 """Different questions that one ``forward`` has under way, unless ``max_concurrent`` says less (2 KiB each)."""
 UPSTREAM_VARIANTS: Final = 4
 """Of these, questions that differ in flags and EDNS alone: each one under way helps who guesses IDs (RFC 5452)."""
-UPSTREAM_CLIENT: Final = 1000
-"""Queries over UDP that one client address may have waiting for upstreams: what a forger of its address can hoard."""
+UPSTREAM_CLIENT: Final = 10_000
+"""Queries over UDP that one client address may have waiting for upstreams: who forges an address can hoard no more to be
+sent there in one burst (DNSBomb).  Above `UPSTREAM_FLIGHTS`, so that a full zone gives way before its client must."""
 UPSTREAM_PORTS: Final = 256
 """UDP sockets, so source ports, that one upstream is asked from; each for `UPSTREAM_USES` questions."""
 UPSTREAM_USES: Final = 8

@@ -73,7 +73,15 @@ class Ask:
 class Attempt:
     """One packet of an Ask to one upstream."""
 
-    __slots__ = ("ask", "carrier", "guarded", "guards", "id", "late", "overdue", "proto", "sent", "upstream")
+    id = 0
+    late = False
+    """The upstream should have answered by now."""
+    overdue = False
+    """The read time-out has passed."""
+    guarded = False
+    """Don't take the answer: the port is under attack and another attempt asks on a safe way."""
+    guards: Attempt | None = None
+    """The attempt that this one asks again for on a safe way."""
 
     def __init__(self, ask: Ask, upstream: Upstream, proto: str, sent: float) -> None:
         self.ask = ask
@@ -84,15 +92,6 @@ class Attempt:
         """When, by the loop's clock."""
         self.carrier: Carrier | None = None
         """None until it is on its way."""
-        self.id = 0
-        self.late = False
-        """The upstream should have answered by now."""
-        self.overdue = False
-        """The read time-out has passed."""
-        self.guarded = False
-        """Don't take the answer: the port is under attack and another attempt asks on a safe way."""
-        self.guards: Attempt | None = None
-        """The attempt that this one asks again for on a safe way."""
 
 
 def matching(packet: bytes, ask: Ask) -> Message | None:

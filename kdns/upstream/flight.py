@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 
 from kdns import limits
 from kdns.message import TC, Reply
-from kdns.name import Name
 from kdns.upstream.ask import Ask, Attempt, UpstreamError, timed_out
 from kdns.wire import Message
 
@@ -28,28 +27,25 @@ _RETRY: Final = 0.5
 class Flight(Ask):
     """A question under way to the servers of a `Group`."""
 
-    __slots__ = (
-        "airborne", "attempts", "began", "error", "failovers", "fallback", "group", "launched", "left", "proto",
-        "sends", "shape", "tried", "waiters",
-    )  # fmt: skip
+    airborne = True
+    sends = 0
+    failovers = 0
+    fallback: tuple[Message, str] | None = None
+    """An answer that will do if nothing better comes."""
+    error: UpstreamError | None = None
 
-    def __init__(self, group: Group, name: Name, kind: bytes, tail: bytes, shape: Shape, now: float) -> None:
-        self.name, self.kind, self.tail = name, kind, tail
+    def __init__(self, group: Group, key: bytes, tail: bytes, shape: Shape, now: float) -> None:
+        """``key``: name (folded), type and class."""
+        self.key, self.name, self.kind, self.tail = key, key[:-4], key[-4:], tail
         self.group = group
         self.shape = shape
         self.proto = shape[1]
         self.began = self.launched = now
-        self.airborne = True
         self.waiters: list[asyncio.Future[Outcome]] = []
         self.attempts: list[Attempt] = []
         self.tried: list[Upstream] = []
         """Asked in this round."""
         self.left = group.tries
-        self.sends = 0
-        self.failovers = 0
-        self.fallback: tuple[Message, str] | None = None
-        """An answer that will do if nothing better comes."""
-        self.error: UpstreamError | None = None
 
     @property
     def done(self) -> bool:
@@ -94,7 +90,8 @@ class Flight(Ask):
         self.attempts.remove(attempt)
         upstream = attempt.upstream
         upstream.answered(attempt, message, now)
-        group.note(now, now - attempt.sent)
+        if group.window.answered(now, now - attempt.sent, group.under_way):
+            group.look()
         options = group.options
         if message.flags & TC and options.prefer_udp and attempt.proto == "udp":
             self.fallback = (message, upstream.to)

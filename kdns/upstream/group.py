@@ -202,7 +202,7 @@ class Group:
             if refusal is not None:
                 return refusal
         packet = pack_query(0, flags, query.spelling, query.type, query.klass, edns)
-        flight = Flight(self, query.name, key[-4:], packet[2:], shape, now)
+        flight = Flight(self, key, packet[2:], shape, now)
         self._flights.setdefault(key, []).append(flight)
         self.under_way += 1
         if self._credit < _HEDGE_BURST:
@@ -315,19 +315,17 @@ class Group:
 
     # -- what becomes of a flight
 
-    def note(self, now: float, took: float) -> None:
-        """A server took so many seconds for an answer."""
-        if self.window.answered(now, took, self.under_way):
-            quickest = min((upstream.health.rtt for upstream in self.upstreams if upstream.health.rtt), default=0.0)
-            self.hedge = max(_HEDGES[0], min(3 * quickest, _HEDGES[1]))
+    def look(self) -> None:
+        """See how quick the servers are; now and then."""
+        quickest = min((upstream.health.rtt for upstream in self.upstreams if upstream.health.rtt), default=0.0)
+        self.hedge = max(_HEDGES[0], min(3 * quickest, _HEDGES[1]))
 
     def landed(self, flight: Flight) -> None:
         """The flight has its outcome."""
-        key = flight.name + flight.kind
-        flights = self._flights[key]
+        flights = self._flights[flight.key]
         flights.remove(flight)
         if not flights:
-            del self._flights[key]
+            del self._flights[flight.key]
         self.under_way -= 1
 
     def reply(self, message: Message) -> Reply:

@@ -30,7 +30,7 @@ _HALF_LIFE: Final = 5.0
 class Health:
     """The health of one upstream."""
 
-    __slots__ = ("_miss", "_miss_at", "fails", "heard", "max_fails", "rtt", "silent")
+    __slots__ = ("_miss", "_miss_at", "fails", "heard", "max_fails", "rtt", "silent", "spotless")
 
     def __init__(self, max_fails: int) -> None:
         self.max_fails = max_fails
@@ -38,6 +38,8 @@ class Health:
         self.fails = 0
         """Probes that failed in a row."""
         self.silent = False
+        self.spotless = True
+        """There is nothing at all against it."""
         self.heard = -math.inf
         """When anything came from it last."""
         self.rtt = 0.0
@@ -48,11 +50,11 @@ class Health:
     def answered(self, now: float, took: float, late: bool) -> None:
         """A question was answered after ``took`` seconds; ``late``: it has been counted as missed."""
         self.heard = now
-        if self.fails or self.silent:
-            self.alive(now)
         self.rtt = self.rtt + (took - self.rtt) / 8 if self.rtt else took
-        if self._miss and not late:
-            self._count_miss(now, 0.0)
+        if not self.spotless:
+            self.alive(now)
+            if not late:
+                self._count_miss(now, 0.0)
 
     def missed(self, now: float) -> None:
         """A question is late."""
@@ -63,10 +65,12 @@ class Health:
         self.heard = now
         self.silent = False
         self.fails = 0
+        self.spotless = not self._miss
 
     def probe_late(self) -> None:
         """A probe is late."""
         self.silent = self.max_fails > 0
+        self.spotless = False
 
     def probe_failed(self) -> None:
         """A probe was not answered at all."""
@@ -82,11 +86,6 @@ class Health:
     def reachable(self) -> bool:
         """Neither silent nor down."""
         return not self.silent and not self.down
-
-    @property
-    def spotless(self) -> bool:
-        """Whether there is nothing at all against it."""
-        return not self._miss and not self.silent and not self.fails
 
     def miss(self, now: float) -> float:
         """The share of its questions that it is likely to miss, 0 … 1."""
@@ -108,3 +107,4 @@ class Health:
         if self._miss < 0.01:
             self._miss = 0.0
         self._miss_at = now
+        self.spotless = not (self._miss or self.silent or self.fails)

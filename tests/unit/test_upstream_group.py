@@ -522,6 +522,8 @@ async def test_a_client_over_udp_cannot_hoard(
     assert sum(not reply.error for reply in many) == 10
     assert all(addresses(reply) == ["192.0.2.1"] for reply in [*few, *over_tcp])
     assert world.value("kdns_upstream_rejects_total", "client") == 20
+    same = await ask_many(group, *["x.test."] * 30, peer=("192.0.2.66", 1))
+    assert sum(not reply.error for reply in same) == 10, "nor by asking one thing many times"
 
 
 async def test_those_who_wait_are_bounded(world: World, fake: FakeUpstream, monkeypatch: pytest.MonkeyPatch) -> None:
