@@ -282,6 +282,11 @@ def _referral(case: Case) -> bool:
     return case.field == "AA" and case.context.cached and referral
 
 
+def _inner_zone(case: Case) -> bool:
+    target = any(" CNAME " in str(line) and str(line).endswith(".sub.cluster.local.") for line in case.ours.sections[0])
+    return case.context.setting == "zones" and target and case.core.empty_answer
+
+
 def _cut(case: Case) -> bool:
     """Which records are left is chance, or more of them fit."""
     if not case.core.flags & TC or case.field not in ("TC", "answer", "authority", "additional", "doubled"):
@@ -315,6 +320,7 @@ DEVIATIONS: Final = (
     Deviation("EndpointSlices of no Service", _orphan),
     Deviation("`kubernetes .`", _root_zone),
     Deviation("Classes other than IN", _class),
+    Deviation("ExternalName into a zone within the zone", _inner_zone),
     Deviation("Records that are there twice", _twice),
     Deviation("Cached referrals", _referral),
     Deviation("Where answers are cut", _cut),

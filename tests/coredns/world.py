@@ -34,7 +34,9 @@ nosoa.up.test www.up.test.
 """.split()
 """Names that other servers or other plugins know."""
 
-RARE = "HTTPS SVCB DS CAA NAPTR HINFO DNSKEY NSEC LOC DNAME TYPE65400 TYPE0 TYPE41 TYPE249 TYPE250 TYPE253 AXFR IXFR".split()
+RARE = """
+HTTPS SVCB DS CAA NAPTR HINFO DNSKEY NSEC LOC DNAME TYPE65400 TYPE0 TYPE41 TYPE249 TYPE250 TYPE253 AXFR IXFR
+""".split()
 TYPES = [
     *("A AAAA A SRV A AAAA SRV".split() * 5),
     *("PTR CNAME TXT NS SOA MX ANY".split() * 3),
