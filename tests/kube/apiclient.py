@@ -24,9 +24,10 @@ _GROUPS = dict.fromkeys(("namespaces", "services", "pods", "secrets"), "api/v1")
 
 
 class ApiClient:
-    """Requests as admin, one after the other."""
+    """Requests of one user, one after the other."""
 
-    def __init__(self, control_plane: ControlPlane) -> None:
+    def __init__(self, control_plane: ControlPlane, token: str = ADMIN) -> None:
+        self._token = token
         context = ssl.create_default_context(cafile=str(control_plane.authority))
         context.verify_flags &= ~ssl.VERIFY_X509_STRICT
         self._link = http.client.HTTPSConnection("127.0.0.1", control_plane.port, context=context, timeout=10)
@@ -34,7 +35,7 @@ class ApiClient:
     def request(self, method: str, path: str, body: Object | None = None, patch: str = "merge") -> Object:
         """The answer's object; raises one of `TROUBLE`, RuntimeError when the request is refused."""
         kind = f"application/{patch}-patch+json" if method == "PATCH" else "application/json"
-        headers = {"Authorization": f"Bearer {ADMIN}", "Content-Type": kind}
+        headers = {"Authorization": f"Bearer {self._token}", "Content-Type": kind}
         try:
             self._link.request(method, "/" + path, json.dumps(body) if body else None, headers)
             response = self._link.getresponse()
@@ -70,9 +71,9 @@ def place(kind: str, namespace: str) -> str:
 
 
 @contextmanager
-def client(control_plane: ControlPlane) -> Iterator[ApiClient]:
+def client(control_plane: ControlPlane, token: str = ADMIN) -> Iterator[ApiClient]:
     """One, closed in the end."""
-    made = ApiClient(control_plane)
+    made = ApiClient(control_plane, token)
     try:
         yield made
     finally:

@@ -175,6 +175,7 @@ def wait_for_endpoints(control_plane: ControlPlane, service: str, count: int) ->
 
     def there() -> bool:
         slices = json.loads(control_plane.kubectl(*command))["items"]
-        return count == sum(one["conditions"]["ready"] for each in slices for one in each.get("endpoints") or [])
+        endpoints = [one for each in slices for one in each.get("endpoints") or []]
+        return len([one for one in endpoints if one["conditions"]["ready"]]) == count
 
     until(there, 10, pause=0.1)
