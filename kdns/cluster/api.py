@@ -21,7 +21,7 @@ from typing import Final
 from kdns import limits
 from kdns.cluster.credentials import ApiError
 from kdns.cluster.http import Connection, Response, TooLarge
-from kdns.cluster.objects import Event, Init, ObjectError, Status, decode_event, decode_list, decode_status
+from kdns.cluster.objects import Event, Init, InitDone, ObjectError, Status, decode_event, decode_list, decode_status
 from kdns.cluster.watch import (
     Ended,
     Failed,
@@ -73,8 +73,8 @@ class ApiSource:
     def status(self) -> dict[str, str]:
         """Why a kind is not known yet, in words for ``/ready``; empty once its first list was whole."""
         return {
-            watch.kind: "" if watch.synced else watch.trouble or "the first list is under way"
-            for watch in (follower.watch for follower in self._followers)
+            follower.watch.kind: "" if follower.synced else follower.watch.trouble or "the first list is under way"
+            for follower in self._followers
         }
 
     @property
@@ -118,6 +118,7 @@ class _Follower:
         log: Logger,
     ) -> None:
         self.watch = watch
+        self.synced = False  # a whole list has been applied
         self._kind = watch.kind
         self._connection = connection
         self._apply = apply
@@ -232,6 +233,8 @@ class _Follower:
             if isinstance(event, Init):
                 self._relists.value += self._begun
                 self._begun = True
+            elif isinstance(event, InitDone):
+                self.synced = True
             if self._now() >= self._turn:
                 await asyncio.sleep(0)
                 self._turn = self._now() + SLICE
@@ -245,7 +248,7 @@ class _Follower:
         """Tell of trouble, and of its end."""
         if trouble:
             self._tell(trouble)
-        elif self.watch.synced:
+        elif self.synced:
             self._told = ""
             self._log.info(f"{self._kind}: in step with the API server again")
 

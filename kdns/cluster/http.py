@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import ipaddress
 import os
 import socket
 import ssl
@@ -77,8 +78,10 @@ class _Link:
         if access.proxy:
             return await cls._open_through_proxy(access)
         name = access.server_name if access.tls else None
+        # Only names have several addresses to try; asyncio is untidy about such tries when it is cancelled.
+        stagger = None if _is_address(access.host) else 0.25
         reader, writer = await asyncio.open_connection(
-            access.host, access.port, ssl=access.tls, server_hostname=name, happy_eyeballs_delay=0.25
+            access.host, access.port, ssl=access.tls, server_hostname=name, happy_eyeballs_delay=stagger
         )
         _watch_over(writer)
         return cls(access, reader, writer)
@@ -146,6 +149,15 @@ class _Link:
     def abort(self) -> None:
         """Hang up."""
         self._writer.transport.abort()
+
+
+def _is_address(host: str) -> bool:
+    """Whether this is an IP address, not a name."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 def _watch_over(writer: asyncio.StreamWriter) -> None:
@@ -250,6 +262,7 @@ class Connection:
         self._credentials = credentials
         self._now = now
         self._idle: list[_Link] = []
+        self._closed = False
         self._bucket = _Bucket(qps, burst or BURST, now) if qps else None
         self._inflight = asyncio.Semaphore(max_inflight) if max_inflight else None
         prefix = "coredns_kubernetes_rest_client_"
@@ -276,7 +289,7 @@ class Connection:
                     return answered.result()
                 for attempt in attempts[1:]:
                     _give_up(attempt)
-                self.close()  # what was kept may be as dead
+                self._forget_idle()  # what was kept may be as dead
                 attempts[1:] = [asyncio.create_task(self._attempt(target))]
             raise ApiError(f"no answer within {ANSWER:g} s")
         finally:
@@ -287,13 +300,18 @@ class Connection:
     async def _attempt(self, target: str) -> Response:
         access = await self._credentials.access()
         response = await self._limited(access, target)
-        if response.status == 401:
+        if response.status != 401:
+            return response
+        try:
             self._credentials.rejected()
             renewed = await self._credentials.access()
-            if renewed.authorization != access.authorization or renewed.tls is not access.tls:
-                response.close()
-                return await self._limited(renewed, target)
-        return response
+        except BaseException:
+            response.close()
+            raise
+        if renewed.authorization == access.authorization and renewed.tls is access.tls:
+            return response
+        response.close()
+        return await self._limited(renewed, target)
 
     async def _limited(self, access: Access, target: str) -> Response:
         if self._bucket is not None:
@@ -337,13 +355,17 @@ class Connection:
         self._latency.cell("GET", access.authority).observe(self._now() - started)
 
     def _keep(self, link: _Link) -> None:
-        if len(self._idle) < IDLE and link.renew():
+        if not self._closed and len(self._idle) < IDLE and link.renew():
             self._idle.append(link)
         else:
             link.abort()
 
     def close(self) -> None:
-        """Hang up on all connections that are not in use."""
+        """Hang up on all connections that are not in use, and on the others when they no longer are."""
+        self._closed = True
+        self._forget_idle()
+
+    def _forget_idle(self) -> None:
         while self._idle:
             self._idle.pop().abort()
 

@@ -198,6 +198,19 @@ async def test_a_peer_that_vanishes_is_noticed_by_the_kernel(api, connection):
     assert [link.getsockopt(socket.IPPROTO_TCP, option) for option in options] == [2, 1, 3, 5000]
 
 
+async def test_after_the_end_nothing_is_kept(api, connection):
+    await status(connection)
+    response = await connection.get(SERVICES)
+    await response.read(2**20)
+    connection.close()
+    response.close()
+    assert not connection._idle
+
+
+async def test_a_server_with_a_name(api, connect):
+    assert await status(connect(f"http://localhost:{api.port}")) == 200
+
+
 async def test_what_is_counted(api, connect):
     metrics = Metrics()
     connection = connect(api.url, metrics)
@@ -428,6 +441,19 @@ async def test_a_refused_token_is_read_again_and_asked_with_once(tmp_path, accou
         (account / "token").write_text("new")
         api.requests.clear()
         assert await status(connection) == 200 and len(api.requests) == 1, "the change was seen before"
+
+
+async def test_credentials_that_are_gone_when_they_are_refused(api, connect):
+    class Vanishing(Fixed):
+        def rejected(self) -> None:
+            self.access = self.fail
+
+        async def fail(self) -> Access:
+            raise ApiError("no token")
+
+    api.tokens = {}
+    with pytest.raises(ApiError, match="no token"):
+        await status(connect(Vanishing(Access("127.0.0.1", api.port))))
 
 
 async def test_a_token_that_changed_unseen_is_tried_at_once(connect):
