@@ -404,22 +404,27 @@ _SPECIAL: dict[str, dict[str, Any]] = {
 }
 
 
-def settings(api: str, upstream: str, folder: Path, rng: random.Random) -> list[Setting]:
-    """All of them; what they leave open is decided by ``rng``."""
+_TEXTS = dict(part.split("\n", 1) for part in COREFILES.split("\n# ")[1:])
+NAMES = tuple(_TEXTS)
+"""Of all settings."""
+
+
+def choose(name: str, api: str, upstream: str, folder: Path, rng: random.Random) -> Setting:
+    """The setting of this name, its files in ``folder``; what it leaves open is decided by ``rng``."""
     (folder / "zone.test").write_text(ZONE_FILE)
     (folder / "hosts").write_text(HOSTS_FILE)
-    words = {"API": f"endpoint {api}", "UPSTREAM": upstream, "FOLDER": str(folder)}
-    found: list[Setting] = []
-    for part in COREFILES.split("\n# ")[1:]:
-        name, text = part.split("\n", 1)
-        words["TTL"] = rng.choice(("0", "5", "30", "3600"))
-        words["PODS"] = rng.choice(("disabled", "insecure", "verified"))
-        words["SIZE"] = rng.choice(("512", "1232", "4096"))
-        text = SNIPPETS + text
-        for word, value in words.items():
-            text = text.replace(word, value)
-        found.append(Setting(name, text, **_SPECIAL.get(name, {})))
-    return found
+    words = {
+        "API": f"endpoint {api}",
+        "UPSTREAM": upstream,
+        "FOLDER": str(folder),
+        "TTL": rng.choice(("0", "5", "30", "3600")),
+        "PODS": rng.choice(("disabled", "insecure", "verified")),
+        "SIZE": rng.choice(("512", "1232", "4096")),
+    }
+    text = SNIPPETS + _TEXTS[name]
+    for word, value in words.items():
+        text = text.replace(word, value)
+    return Setting(name, text, **_SPECIAL.get(name, {}))
 
 
 async def upstream(asked: Asked) -> None:

@@ -17,6 +17,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,7 +26,7 @@ import pytest
 from kdns import interfaces
 from kdns.name import address_text
 from tests.coredns.compare import DEVIATIONS, Answer, Context, Verdict
-from tests.coredns.settings import Setting, settings, upstream
+from tests.coredns.settings import NAMES, Setting, choose, upstream
 from tests.coredns.world import Question, World, wire
 from tests.fakeapi import FakeApi
 from tests.fakeupstream import FakeUpstream
@@ -33,10 +34,12 @@ from tests.support import ROOT, Kdns, free_port
 
 pytestmark = pytest.mark.skipif(shutil.which("coredns") is None, reason="coredns is not on PATH")
 
-QUESTIONS = int(os.environ.get("KDNS_PARITY_QUESTIONS", "2500"))
+QUESTIONS = int(os.environ.get("KDNS_PARITY_QUESTIONS", "2520"))
 SEED = int(os.environ.get("KDNS_PARITY_SEED", "1"))
 BATCH = 150
 """Questions between two changes."""
+WORLD = 2000
+"""Questions about one world."""
 
 T = TypeVar("T")
 
@@ -187,9 +190,9 @@ class Run:
                 time.sleep(self._setting.keeps)
             question = self._world.question()
             core, ours = pair.ask(question)
-            setting = self._setting
+            chosen = self._setting
             elapsed = time.monotonic() - started
-            self._verdict.add(question, core, ours, Context(setting.name, setting.cached, setting.text, elapsed))
+            self._verdict.add(question, core, ours, Context(chosen.name, chosen.cached, chosen.text, elapsed))
 
     def _wait(self, pair: Pair) -> None:
         """Until both know of all that has happened: the last thing that happens is a mark.
@@ -219,40 +222,33 @@ def machine() -> tuple[str, ...]:
     return tuple(dict.fromkeys(found))
 
 
-def compare(folder: Path, questions: int, seed: int, only: str = "") -> Verdict:
-    """Ask so many questions under all settings in turn (or under the one that is named)."""
+def compare(folder: Path, name: str, questions: int, seed: int) -> Verdict:
+    """Ask so many questions under one setting, in a new world every so often."""
     verdict = Verdict()
-    rng = random.Random(seed)
     port = free_port()
     with Background() as background:
-        rounds = max(1, questions // 45_000)
-        for _ in range(rounds):
-            chosen = settings(f"http://127.0.0.1:{port}", background.upstream.address, folder, rng)
-            for setting in chosen:
-                world = World(random.Random(rng.random()), setting.zones, machine())
-                world.reverse = setting.reverse
-                if only in setting.name:
-                    _run(folder, setting, background, world, port, questions // rounds // len(chosen), verdict)
+        worlds = max(1, questions // WORLD)
+        for number in range(worlds):
+            rng = random.Random(f"{seed} {name} {number}")
+            chosen = choose(name, f"http://127.0.0.1:{port}", background.upstream.address, folder, rng)
+            world = World(rng, chosen.zones, machine())
+            world.reverse = chosen.reverse
+            api = FakeApi()
+            background.call(world.load, api)
+            background.run(partial(api.start, port))
+            try:
+                with both(chosen, folder) as pair:
+                    Run(chosen, background, api, world, verdict).ask(pair, questions // worlds)
+            finally:
+                background.run(api.stop)
+                background.upstream.asked.clear()
     return verdict
 
 
-def _run(
-    folder: Path, setting: Setting, background: Background, world: World, port: int, count: int, verdict: Verdict
-) -> None:
-    api = FakeApi()
-    background.call(world.load, api)
-    background.run(lambda: api.start(port))
-    try:
-        with both(setting, folder) as pair:
-            Run(setting, background, api, world, verdict).ask(pair, count)
-    finally:
-        background.run(api.stop)
-        background.upstream.asked.clear()
-
-
-def test_random_worlds(tmp_path: Path) -> None:
-    verdict = compare(tmp_path, QUESTIONS, SEED)
-    assert verdict.questions > QUESTIONS * 0.9
+@pytest.mark.parametrize("name", NAMES)
+def test_random_worlds(tmp_path: Path, name: str) -> None:
+    verdict = compare(tmp_path, name, QUESTIONS // len(NAMES), SEED)
+    assert verdict.questions > QUESTIONS // len(NAMES) * 0.9
     assert not verdict.unmeant, str(verdict)
 
 
