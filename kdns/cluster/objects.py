@@ -452,7 +452,10 @@ def decode_event(kind: str, line: bytes) -> WatchEvent:
         if event.type == "ERROR":
             return WatchEvent("ERROR", status=decode_status(event.object))
         if event.type == "DELETED":
-            meta = _identify(event.object).metadata
+            gone = _identify(event.object)
+            if gone.kind and gone.kind != SINGULAR[kind]:
+                raise ValidationError(f"its kind is {gone.kind!r}")
+            meta = gone.metadata
             own = (meta.namespace or "").encode(), _own_name(meta.name)
             return WatchEvent("DELETED", None, *own, meta.resource_version or "")
     except _UNREADABLE as error:

@@ -134,6 +134,7 @@ class Identified(Struct, gc=False):
     """Any object, as far as it takes to name it."""
 
     metadata: Meta
+    kind: str | None = None
 
 
 class ListMeta(Struct, gc=False):

@@ -117,9 +117,13 @@ class Pulse:
 
 @contextlib.asynccontextmanager
 async def pulse(
-    port: int, packet: bytes = query(WEB), expect: bytes = WEB_ADDRESS, every: float = 0.01, seconds: float = 5.0
+    port: int,
+    packet: bytes = query(WEB),
+    right: Callable[[bytes], bool] = lambda reply: WEB_ADDRESS in reply,
+    every: float = 0.01,
+    seconds: float = 5.0,
 ) -> AsyncIterator[Pulse]:
-    """Ask a good question over and over while the body runs; its answer must hold ``expect``."""
+    """Ask a good question over and over while the body runs; its answer must be ``right``."""
     result = Pulse()
     loop = asyncio.get_running_loop()
     ended = False
@@ -134,7 +138,7 @@ async def pulse(
                 except TimeoutError:
                     result.lost += 1
                 else:
-                    result.wrong += expect not in reply
+                    result.wrong += not right(reply)
                     result.slowest = max(result.slowest, loop.time() - began)
                 await asyncio.sleep(every)
 

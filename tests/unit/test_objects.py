@@ -401,6 +401,7 @@ def test_errors() -> None:
         b'{"type": "ADDED", "object": {}}',
         b'{"type": "ADDED", "object": null}',
         b'{"type": "DELETED", "object": {"metadata": {}}}',
+        b'{"type": "DELETED", "object": {"kind": "Node", "metadata": {"name": "n", "namespace": "n"}}}',
         b'{"type": "DELETED", "object": {"metadata": {"name": ""}}}',
         b'{"type": "BOOKMARK", "object": {"metadata": {}}}',
         b'{"type": 5, "object": {}}',
