@@ -10,6 +10,7 @@ from typing import Any
 
 import dns.message
 import pytest
+from dns.edns import EDEOption
 
 from kdns import limits
 from kdns.message import Edns
@@ -100,12 +101,13 @@ async def test_absent_at_start(served: Served, how: str) -> None:
             # A forwarded name does not wait for the cluster.
             reply = await udp.ask(query("www.example."))
             assert not rcode(reply) and time.monotonic() - began < 3.0
-            asked = [WEB, ABSENT, "x.y.z.cluster.local.", "5.0.96.10.in-addr.arpa."]
-            for name in asked:
-                type = PTR if "arpa" in name else 1
-                message = dns.message.from_wire(await udp.ask(query(name, type=type, edns=Edns(1232, False))))
-                assert message.rcode() == 2, name
-                assert any(option.otype == 15 and option.code == 14 for option in message.options), name  # type: ignore[attr-defined]
+            asked = {WEB: 1, ABSENT: 1, "x.y.z.cluster.local.": 1, "5.0.96.10.in-addr.arpa.": PTR}
+            packets = [query(name, type=type, edns=Edns(1232, False)) for name, type in asked.items()]
+            for found in await udp.many(packets):
+                assert found is not None
+                message = dns.message.from_wire(found)
+                codes = [option.code for option in message.options if isinstance(option, EDEOption)]
+                assert message.rcode() == 2 and codes == [14], message
         assert not [name for name in served.upstream.names if "arpa" in name or "cluster" in name]
         status, text = await http_get(served.ready, "/ready")
         said = {"refused": "refused", "stalls": "", "500": "500", "403": "403", "garbage": "", "{}": ""}[how]
@@ -162,16 +164,11 @@ async def test_stopped_restarted_and_answering_errors(served: Served) -> None:
 
 NONSENSE = [
     b"{}",
-    b"",
     b"null",
-    b"[]",
-    b'{"items":null}',
     b'{"kind":"PodList","apiVersion":"v1","metadata":{"resourceVersion":"9999"},"items":[]}',
     b'{"kind":"Status","status":"Failure","code":500}',
     b'{"kind":"ServiceList","apiVersion":"v1","metadata":{"resourceVersion":"9999"},"items":[',
-    b'{"kind":"ServiceList","apiVersion":"v1","metadata":{"resourceVersion":"9999"},"items":{"a":1}}',
     b'{"kind":"ServiceList","apiVersion":"v1","metadata":{"resourceVersion":17},"items":[]}',
-    b"\xff\xfe" * 500,
     b"[" * 100_000,
 ]
 """What is no list of Services."""
@@ -182,13 +179,10 @@ LINES = [
     b'{"type":"EXPLODED","object":{"metadata":{"name":"web","namespace":"default"}}}',
     b'{"type":"DELETED","object":{}}',
     b'{"type":"DELETED","object":{"kind":"Pod","apiVersion":"v1","metadata":{"name":"web","namespace":"default"}}}',
-    b'{"type":"DELETED"}',
     b'{"type":"MODIFIED","object":{"kind":"Service","metadata":{"name":5}}}',
-    b'{"type":"MODIFIED","object":null}',
     b'{"type":"BOOKMARK","object":{"kind":"Service","metadata":{}}}',
     b'{"type":"DELETED","object":{"kind":"Service","apiVersion":"v1","metadata":{"name":"web","names',
     b"\xff" * 3000,
-    b"[" * 100_000,
 ]
 """What is no event that tells of Services."""
 
