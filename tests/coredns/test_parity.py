@@ -154,7 +154,7 @@ def both(setting: Setting, folder: Path) -> Iterator[Pair]:
     with open(folder / "coredns.log", "wb") as log:
         core = subprocess.Popen(["coredns", "-conf", "Corefile.coredns"], cwd=folder, stdout=log, stderr=log)
     try:
-        with Kdns("Corefile.kdns", cwd=folder):
+        with Kdns("Corefile.kdns", cwd=folder) as kdns:
             deadline = time.monotonic() + 15
             while "CoreDNS-" not in (said := (folder / "coredns.log").read_text()):
                 assert time.monotonic() < deadline and core.poll() is None, said
@@ -164,6 +164,8 @@ def both(setting: Setting, folder: Path) -> Iterator[Pair]:
                 yield pair
             finally:
                 pair.close()
+                assert kdns.process.poll() is None, kdns.read()
+                assert core.poll() is None, (folder / "coredns.log").read_text()
     finally:
         core.kill()
         core.wait()

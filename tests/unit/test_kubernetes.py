@@ -291,6 +291,20 @@ def chasing(directory: Path, reply: Reply, *options: str) -> tuple[Kubernetes, l
     return plugin_of(directory, *options, site=new_site(process=process)), asked
 
 
+async def test_a_name_that_leads_back_to_itself_through_a_rewrite_is_given_up(directory: Path) -> None:
+    """CoreDNS 1.14.7 dies of it: a Service that anybody may create, and one question."""
+    text = (directory / "world.yaml").read_text().replace("www.Example.org", "ext.dev.svc.cluster.example")
+    (directory / "world.yaml").write_text(text)
+    rewrite = "rewrite name suffix .cluster.example .cluster.local answer auto"
+    async with serving(f". {{\n{rewrite}\n{block(f'manifests {directory}')}\n}}") as server:
+        reply = await ask_server(server.ports[0], "ext.dev.svc.cluster.local")
+        assert set(answers(reply)) == {
+            "ext.dev.svc.cluster.local. 5 IN CNAME ext.dev.svc.cluster.example.",
+            "ext.dev.svc.cluster.example. 5 IN CNAME ext.dev.svc.cluster.example.",
+        }
+        assert (await ask_server(server.ports[0], "web.dev.svc.cluster.local")).rcode() == NOERROR
+
+
 async def test_external_names_are_asked_of_the_whole_server(directory: Path) -> None:
     outside = Reply(
         answer=(record("www.Example.org. 60 A 192.0.2.80"),),
