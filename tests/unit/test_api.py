@@ -533,6 +533,15 @@ async def test_retry_after_is_honoured(world):
     assert 0.99 <= world.api.requests[-1].time - first <= 1.3
 
 
+async def test_a_refusal_with_an_endless_reason(api):
+    answer = b"HTTP/1.1 503 X\r\nRetry-After: Fri, 31 Dec 1999 23:59:59 GMT\r\nContent-Length: 1000000\r\n\r\n"
+    fault = api.fault(raw=answer + b"x" * limits.API_STATUS * 2, times=2)
+    async with World(api) as world:
+        await world.until(lambda: world.source.status["services"] == "list: 503")
+        await world.until(world.synced)
+        assert fault.hits == 2
+
+
 async def test_rights_taken_away_and_given_back(tmp_path):
     (tmp_path / "token").write_text("t")
     async with FakeApi(tls=tmp_path, tokens={"t": ["services"]}) as api:
