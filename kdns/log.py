@@ -39,20 +39,28 @@ class Sink:
         """Hand over one line without its line end; never waits, never raises."""
         data = line[: limits.LOG_LINE].encode("utf-8", "backslashreplace") + b"\n"
         with self._change:
-            if self._gone or self._waiting + len(data) > limits.LOG_BUFFER:
+            if self._gone or self._waiting + len(data) > limits.LOG_BUFFER or not self._started():
                 self.dropped += 1
                 return
             self._lines.append(data)
             self._waiting += len(data)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="log", daemon=True)
-                self._thread.start()
             self._change.notify_all()
 
     def flush(self, seconds: float) -> None:
         """Wait until all is written, at most so long."""
         with self._change:
             self._change.wait_for(lambda: self._gone or not self._waiting, seconds)
+
+    def _started(self) -> bool:
+        """Whether the writer runs; where no thread can be had it is tried again with the next line."""
+        if self._thread is None:
+            thread = threading.Thread(target=self._run, name="log", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                return False
+            self._thread = thread
+        return True
 
     def _run(self) -> None:
         while True:

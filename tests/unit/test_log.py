@@ -271,3 +271,20 @@ def test_what_libraries_log_becomes_one_line_of_ours() -> None:
         "[WARNING] asyncio: socket.send() raised exception.",
         "[ERROR] asyncio: accept failed: OSError(24, 'Too many open files')",
     ]
+
+
+def test_without_threads_lines_are_let_go_until_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    read, write = os.pipe()
+    sink = Sink(write)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        sink.write("lost")
+    assert sink.dropped == 1
+    sink.write("found")
+    sink.flush(5)
+    assert os.read(read, 100) == b"found\n"
+    os.close(read)
+    os.close(write)
