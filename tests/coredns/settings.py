@@ -257,6 +257,16 @@ in-addr.arpa:PORT ip6.arpa:PORT {
     }
     forward . UPSTREAM
 }
+10.0.1.0/24:PORT 10.96.0.0/13:PORT {
+    kubernetes cluster.local 10.0.1.0/24 10.96.0.0/13 {
+        API
+        fallthrough 10.96.0.0/16
+    }
+}
+Cluster.Example:PORT {
+    import template
+    import zone
+}
 stub.test:PORT {
     forward . UPSTREAM {
         prefer_udp
