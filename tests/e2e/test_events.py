@@ -26,7 +26,7 @@ from tests.support import ROOT, Kdns, free_port
 
 CHANGES = 200
 WITHIN = 0.05
-"""Seconds from the event to the right answers, for 99 of 100 changes."""
+"""Seconds from the event to the right answers, for 99 of 100 changes; on a machine where asking alone takes long, twice that."""
 SEED = 20261121
 ZONE = "svc.cluster.local."
 TARGETS = {"www.example.org.": "192.0.2.1", "www.example.net.": "192.0.2.2"}
@@ -213,21 +213,24 @@ async def follow(cluster: Cluster, port: int) -> None:
     loop = asyncio.get_running_loop()
     transport, client = await loop.create_datagram_endpoint(Client, remote_addr=("127.0.0.1", port))
     try:
-        took = sorted([await follow_one(cluster, client) for _ in range(CHANGES)])
+        times = [await follow_one(cluster, client) for _ in range(CHANGES)]
         for question in cluster.questions(*cluster.places):
             assert await client.ask(question) == cluster.answer(question), question
     finally:
         transport.close()
-    assert took[CHANGES * 99 // 100 - 1] <= WITHIN, took[-10:]
+    asking, changing = (sorted(column)[CHANGES * 99 // 100 - 1] for column in zip(*times, strict=True))
+    assert changing <= max(WITHIN, 2 * asking), sorted(times, key=max)[-10:]
 
 
-async def follow_one(cluster: Cluster, client: Client) -> float:
-    """Make one change; the seconds from its event to the right answers."""
+async def follow_one(cluster: Cluster, client: Client) -> tuple[float, float]:
+    """Make one change; the seconds that asking takes without one, and those from its event to the right answers."""
     place, *others = cluster.random.sample(cluster.places, 4)
     touched = cluster.questions(place)
     before = {question: cluster.answer(question) for question in touched | cluster.questions(*others)}
+    began = time.monotonic()
     for question, answer in before.items():
         assert await client.ask(question) == answer, question
+    asking = time.monotonic() - began
     began = time.monotonic()
     text = cluster.change(place)
     touched |= cluster.questions(place)
@@ -236,4 +239,4 @@ async def follow_one(cluster: Cluster, client: Client) -> float:
         while (found := await client.ask(question)) != now:
             assert found == before.get(question, NXDOMAIN), (text, question)
             assert time.monotonic() - began < 5, (text, question, found, now)
-    return time.monotonic() - began
+    return asking, time.monotonic() - began

@@ -70,7 +70,7 @@ BAD = (
     "{good}\nother.example {{\n    import missing.conf\n}}",
     "{good}\n. {{\n    bind 127.0.0.1\n    whoami\n}}",
     "{good}\ntls://other.example:{spare} {{\n    bind 127.0.0.1\n    tls missing.pem missing.pem\n}}",
-    "{good}\nother.example {{\n    bind 127.0.0.1\n    forward . missing.conf\n}}",
+    "{good}\nother.example {{\n    bind 127.0.0.1\n    forward .\n}}",
 )
 
 
