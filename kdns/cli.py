@@ -140,7 +140,7 @@ async def _serve(options: argparse.Namespace) -> int:
     if options.pidfile:
         _write_pid(options.pidfile)
     gc.collect()
-    # What is there now stays: the collector need not look at it again.  Answers make no cycles, so it may look less often.
+    # What is there now stays, and answers make no cycles: the collector may look at less, and less often.
     gc.freeze()
     gc.set_threshold(*_GC_THRESHOLD)
     code, graceful = await stopped

@@ -113,8 +113,9 @@ class Metrics:
         return lambda: self._before.remove(hook)
 
     def settle(self) -> None:
-        """Run the `before_scrape` hooks, so that every counter is up to date."""
-        for hook in list(self._before):
+        """Run the `before_scrape` hooks, so that every counter is up to date; the newest first, for it may count into
+        what an older one holds."""
+        for hook in reversed(list(self._before)):
             hook()
 
     def expose(self) -> bytes:

@@ -24,7 +24,7 @@ from collections.abc import Iterable
 from math import floor
 from typing import Final, TypeAlias
 
-from kdns.message import AAAA, FOREVER, OPT, OPTION_COOKIE, OPTION_PADDING, TC, A, Duty, Fact, Lease
+from kdns.message import AAAA, FOREVER, OPT, OPTION_COOKIE, OPTION_PADDING, TC, A, Duty, Fact, Lease, Report
 from kdns.metrics import Metrics
 from kdns.standing import Standing
 
@@ -58,7 +58,7 @@ class Entry:
 
     __slots__ = (
         "before", "born", "duties", "facts", "fresh", "head", "hits", "key", "newer", "octets", "older", "origin",
-        "paid", "plan", "rotate", "run", "seen", "tail", "turns", "until", "width", "young",
+        "paid", "plan", "report", "rotate", "run", "seen", "tail", "turns", "until", "width", "young",
     )  # fmt: skip
 
     head: bytes
@@ -85,6 +85,7 @@ class Entry:
     key: Key
     facts: tuple[Fact, ...]
     duties: tuple[Duty, ...]
+    report: Report | None
     octets: tuple[int, int, int]
     """Of the query, of the reply, and all that counts against the bound."""
     until: float
@@ -190,8 +191,10 @@ class PacketCache:
             return packet[:2] + entry.head + packet[12 : end + 5] + entry.before + run + entry.tail
         return packet[:2] + entry.head + packet[12 : end + 5] + entry.tail
 
-    def put(self, scope: bytes, packet: bytes, reply: bytes, lease: Lease, now: float) -> None:
-        """Keep the reply to a packet as long as its lease says.
+    def put(
+        self, scope: bytes, packet: bytes, reply: bytes, lease: Lease, now: float, report: Report | None = None
+    ) -> None:
+        """Keep the reply to a packet as long as its lease says; ``report`` learns of replays with the lease's duties.
 
         The packet is one that was parsed without an error, and the reply repeats its question.  What cannot be found
         again (see above) or would not be true when repeated is not kept: a truncated choice of addresses that rotate.
@@ -215,7 +218,7 @@ class PacketCache:
         entry.key = key
         entry.head, entry.tail = reply[2:_HEADER], reply[tail_at:]
         entry.turns, entry.rotate, entry.plan = (), rotate, None
-        entry.facts, entry.duties = lease.facts, lease.duties
+        entry.facts, entry.duties, entry.report = lease.facts, lease.duties, report
         entry.hits = entry.paid = entry.seen = 0
         entry.octets = (len(packet), len(reply), len(packet) + len(reply) + _OVERHEAD)
         entry.until = lease.until
@@ -333,7 +336,7 @@ class PacketCache:
         self._evicted.value += 1
 
     def _pay(self, entry: Entry) -> None:
-        """Settle the duties of one entry."""
+        """Settle what is owed for one entry."""
         replays = entry.hits - entry.paid
         if replays:
             entry.paid = entry.hits
@@ -341,6 +344,9 @@ class PacketCache:
             query_octets, reply_octets, _ = entry.octets
             for duty in entry.duties:
                 duty(replays, query_octets, reply_octets)
+            if entry.report is not None:
+                # Replays take no time worth a bucket.
+                entry.report(replays, query_octets, reply_octets, 0.0)
 
 
 def storage_key(scope: bytes, packet: bytes) -> Key | None:

@@ -43,6 +43,7 @@ from kdns.log import Logger
 from kdns.message import SERVFAIL, Fact, Query, Reply, failure
 from kdns.metrics import Metrics
 from kdns.name import Name
+from kdns.querymetrics import QueryMetrics
 
 if TYPE_CHECKING:
     from kdns.corefile import Directive
@@ -193,6 +194,8 @@ class Process:
         """Monotonic seconds."""
         self.facts = Facts()
         self.metrics = Metrics()
+        self.queries = QueryMetrics(self.metrics)
+        """Who counts queries."""
         self.warehouse = Warehouse()
         self.ask: Callable[[Query], Awaitable[Reply]] = _no_server
         """A question to the whole server, server-block routing included."""

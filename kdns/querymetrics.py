@@ -7,10 +7,11 @@ and counting into it is the same for one answer and for a thousand replays.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from typing import Final
 
 from kdns import limits
-from kdns.message import Query, rcode_text, type_text
+from kdns.message import NOERROR, Query, rcode_text, type_number
 from kdns.metrics import Buckets, Cell, Metrics
 
 TIME_BUCKETS: Final = tuple(0.00025 * 2**n for n in range(16))
@@ -18,40 +19,51 @@ SIZE_BUCKETS: Final = (0, 100, 200, 300, 400, 511, 1023, 2047, 4095, 8291, 16e3,
 NO_ZONE: Final = "dropped"
 """Zone label of queries that no server block was asked for; without a dot, so it is never a zone's name."""
 
-_KNOWN_TYPES: Final = frozenset(
-    "A AAAA CNAME DNSKEY DS MX NSEC NSEC3 NS PTR RRSIG SOA SRV TXT HTTPS SVCB IXFR AXFR ANY".split()
-)
+_TYPE_LABELS: Final = {
+    type_number(kind): kind
+    for kind in "A AAAA CNAME DNSKEY DS MX NSEC NSEC3 NS PTR RRSIG SOA SRV TXT HTTPS SVCB IXFR AXFR ANY".split()
+}
+"""Of the types that CoreDNS tells apart."""
 
 
 class Tally:
-    """Counts answers that share all label values."""
+    """Counts answers that share all label values.
 
-    __slots__ = ("_do", "_durations", "_query_sizes", "_reply_sizes", "_requests", "_responses")
+    Sizes are counted as they are, and sorted into buckets by `settle`: few different ones come.
+    """
 
-    def __init__(
-        self,
-        requests: Cell,
-        responses: Cell,
-        do: Cell | None,
-        durations: Buckets,
-        sizes: tuple[Buckets, Buckets],
-    ) -> None:
-        self._requests, self._responses, self._do, self._durations = requests, responses, do, durations
-        self._query_sizes, self._reply_sizes = sizes
+    __slots__ = ("_counted", "_durations", "_query_sizes", "_reply_sizes", "_sizes")
+
+    def __init__(self, counted: tuple[Cell, ...], durations: Buckets, query_sizes: Buckets, reply_sizes: Buckets):
+        self._counted = counted
+        self._durations, self._query_sizes, self._reply_sizes = durations, query_sizes, reply_sizes
+        self._sizes: dict[tuple[int, int], int] = {}
 
     def sent(self, times: int, query_octets: int, reply_octets: int, seconds: float) -> None:
         """Count ``times`` answers of these sizes that took ``seconds`` each; a `message.Report`."""
-        self._requests.value += times
-        self._responses.value += times
-        if self._do is not None:
-            self._do.value += times
-        self._durations.observe(seconds, times)
-        self._query_sizes.observe(query_octets, times)
-        self._reply_sizes.observe(reply_octets, times)
+        durations = self._durations
+        durations.counts[bisect_left(durations.bounds, seconds)] += times
+        durations.sum += seconds * times
+        sizes = query_octets, reply_octets
+        count = self._sizes.get(sizes)
+        if count is None:
+            if len(self._sizes) >= limits.SIZES_UNSETTLED:
+                self.settle()
+            count = 0
+        self._sizes[sizes] = count + times
+
+    def settle(self) -> None:
+        """Bring all metrics up to date."""
+        for (query_octets, reply_octets), times in self._sizes.items():
+            for cell in self._counted:
+                cell.value += times
+            self._query_sizes.observe(query_octets, times)
+            self._reply_sizes.observe(reply_octets, times)
+        self._sizes.clear()
 
 
 class QueryMetrics:
-    """The ``coredns_dns_*`` metrics of the process; a second one on the same `Metrics` counts into the same cells."""
+    """The ``coredns_dns_*`` metrics of the process: there is one, `plugin.Process.queries`."""
 
     def __init__(self, metrics: Metrics) -> None:
         by_server = ("server", "zone", "view")
@@ -84,28 +96,43 @@ class QueryMetrics:
         self._responses = metrics.counter(
             "coredns_dns_responses_total", "Counter of response status codes.", (*by_server, "rcode", "plugin")
         )
-        self._tallies: dict[tuple[str, str, str, str, int, bool, int, str], Tally] = {}
+        self._tallies: dict[tuple[str, str, str, str, str, bool, int, str], Tally] = {}
+        metrics.before_scrape(self._settle)
 
     def tally(self, query: Query, zone: str, rcode: int, plugin: str) -> Tally:
-        """Where to count a reply to this query; ``zone`` is the label, ``plugin`` who made the reply."""
-        listener = query.listener
-        key = (listener.server, listener.proto, listener.family, zone, query.type, query.do, rcode, plugin)
+        """Where to count a reply to this query; ``zone`` is the label, ``plugin`` who made the reply.
+
+        Beyond `limits.METRIC_SERIES` sets of labels all new ones share the one that says ``other``.
+        """
+        listener, edns = query.listener, query.edns
+        kind = _TYPE_LABELS.get(query.type, "other")
+        do = edns is not None and edns.do
+        key = (listener.server, listener.proto, listener.family, zone, kind, do, rcode, plugin)
         tally = self._tallies.get(key)
         if tally is None:
-            tally = self._make(query, zone, rcode, plugin)
-            # The type and the rcode are the asker's and the upstream's choice: keep a bounded number of short cuts.
-            if len(self._tallies) < limits.METRIC_SERIES:
-                self._tallies[key] = tally
+            if len(self._tallies) >= limits.METRIC_SERIES:
+                key = ("other", "other", "other", "other", "other", False, NOERROR, "other")
+            tally = self._tallies.get(key) or self._make(*key)
+            self._tallies[key] = tally
         return tally
 
-    def _make(self, query: Query, zone: str, rcode: int, plugin: str) -> Tally:
-        listener = query.listener
-        server = (listener.server, zone, "")
-        kind = type_text(query.type)
+    def _make(
+        self, server: str, proto: str, family: str, zone: str, kind: str, do: bool, rcode: int, plugin: str
+    ) -> Tally:
+        by_server = (server, zone, "")
+        counted = [
+            self._requests.cell(*by_server, proto, family, kind),
+            self._responses.cell(*by_server, rcode_text(rcode), plugin),
+        ]
+        if do:
+            counted.append(self._do.cell(*by_server))
         return Tally(
-            self._requests.cell(*server, listener.proto, listener.family, kind if kind in _KNOWN_TYPES else "other"),
-            self._responses.cell(*server, rcode_text(rcode), plugin),
-            self._do.cell(*server) if query.do else None,
-            self._durations.cell(*server),
-            (self._query_sizes.cell(*server, listener.proto), self._reply_sizes.cell(*server, listener.proto)),
+            tuple(counted),
+            self._durations.cell(*by_server),
+            self._query_sizes.cell(*by_server, proto),
+            self._reply_sizes.cell(*by_server, proto),
         )
+
+    def _settle(self) -> None:
+        for tally in self._tallies.values():
+            tally.settle()

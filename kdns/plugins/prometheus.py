@@ -16,18 +16,20 @@ Metrics: ``coredns_build_info{version, revision, goversion}``, ``coredns_panics_
 
 from __future__ import annotations
 
+import itertools
 import os.path
 import platform
 import ssl
 from collections.abc import Sequence
 from typing import Final
 
+from msgspec.structs import replace
+
 from kdns import __version__, log
 from kdns.corefile import Directive, only
 from kdns.message import Query, Reply
 from kdns.name import longest_zone, to_text
 from kdns.plugin import HttpPath, Next, Plugin, Site
-from kdns.querymetrics import QueryMetrics
 
 _DEFAULT: Final = "localhost:9153"
 _CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -44,7 +46,7 @@ class Prometheus(Plugin):
         self._site = site
         self._zones = {zone: to_text(zone) for zone in site.zones}
         self._only_zone = next(iter(self._zones.values())) if set(self._zones) == {b"\0"} else ""
-        self._tally = QueryMetrics(site.metrics).tally
+        self._tally = site.process.queries.tally
         self._enabled = site.metrics.gauge(
             "coredns_plugin_enabled",
             "A metric that indicates whether a plugin is enabled on per server and zone basis.",
@@ -86,24 +88,25 @@ class Prometheus(Plugin):
 
     async def start(self) -> None:
         """Show which plugins are on."""
-        for server in self._site.listens:
-            for zone in self._zones.values():
-                for plugin in self._site.plugins.values():
-                    if plugin.handles:
-                        self._enabled.cell(server, zone, "", plugin.name).value = 1
+        for values in self._shown():
+            self._enabled.cell(*values).value = 1
 
     async def stop(self) -> None:
-        """Show them no more; a reloaded configuration has shown its own before."""
-        still_on = {plugin.name for plugin in self._site.process.plugins if plugin.handles}
-        for values, _ in self._enabled.samples():
-            if values[3] not in still_on:
-                self._enabled.forget(*values)
+        """Show them no more, but for those that the configuration in force shows, too."""
+        running = [plugin for plugin in self._site.process.plugins if isinstance(plugin, Prometheus)]
+        for values in self._shown().difference(*(plugin._shown() for plugin in running)):
+            self._enabled.forget(*values)
+
+    def _shown(self) -> set[tuple[str, str, str, str]]:
+        """Server, zone, view and name of each plugin of the block that is a link of the chain."""
+        names = [plugin.name for plugin in self._site.plugins.values() if plugin.handles]
+        return set(itertools.product(self._site.listens, self._zones.values(), ("",), names))
 
     async def resolve(self, query: Query, next: Next) -> Reply:
         """Pass on, and say who counts the reply."""
         reply = await next(query)
         zone = self._only_zone or self._zones.get(longest_zone(query.name, self._zones) or b"", ".")
-        return reply.replace(report=self._tally(query, zone, reply.rcode, reply.plugin).sent)
+        return replace(reply, report=self._tally(query, zone, reply.rcode, reply.plugin).sent)
 
 
 def _tls_context(option: Directive, file: str) -> ssl.SSLContext:

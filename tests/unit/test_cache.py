@@ -1104,3 +1104,26 @@ def test_a_directive_knows_its_place() -> None:
     use = Directive("cache", ("0",), None, "Corefile", 7)
     with pytest.raises(Exception, match="Corefile:7 - "):
         parse(use, (b"\0",))
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        good(),
+        good("example.org. 0 A 192.0.2.1"),
+        good("example.org. 99999 A 192.0.2.1"),
+        good("example.org. 40 A 192.0.2.1").replace(additional=(record("a.example.org. 3 A 192.0.2.2"),)),
+        denied(),
+        denied().replace(rcode=message.NOERROR),
+        Reply(),
+        Reply(SERVFAIL),
+        Reply(REFUSED),
+        Reply(authority=(record("org. 5 NS ns."),)),
+    ],
+)
+@pytest.mark.parametrize("text", ["cache", "cache 7", "cache {\nsuccess 1024 30 50\ndenial 1024 10 0\n}"])
+async def test_the_short_way_comes_to_the_same(start: Start, reply: Reply, text: str) -> None:
+    world = await start(text)
+    options = world.cache._options
+    plain = verdict.plain_ttl(reply, options)
+    assert plain in (0, verdict.lifetime(reply, verdict.classify(ask(), reply, time.time), options))

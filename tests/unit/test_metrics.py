@@ -171,7 +171,7 @@ def test_a_hook_may_take_itself_out() -> None:
     metrics.before_scrape(lambda: ran.append("always"))
     metrics.settle()
     metrics.settle()
-    assert ran == ["once", "always", "always"]
+    assert ran == ["always", "once", "always"]
 
 
 def test_series_may_come_while_others_are_read() -> None:

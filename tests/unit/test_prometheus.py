@@ -59,6 +59,19 @@ async def test_a_reload_shows_what_is_enabled_now(monkeypatch: pytest.MonkeyPatc
         assert 'coredns_plugin_enabled{name="whoami"' in body and 'coredns_plugin_enabled{name="errors"' not in body
 
 
+async def test_a_reload_forgets_servers_and_zones_that_are_gone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kdns.limits.RETIRE", 0.0)
+    port = free_port()
+    text = f"stays. gone. {{\n prometheus 127.0.0.1:{port}\n whoami\n}}\n"
+    async with serving(lambda: text) as server:
+        text = f"stays. {{\n prometheus 127.0.0.1:{port}\n whoami\n}}\n"
+        assert await server.reload()
+        while server._retired or server._stopping:
+            await ask(server.ports[0], "a.stays.")
+        body = (await http_get(port, "/metrics"))[1]
+        assert 'zone="stays."' in body and 'zone="gone."' not in body
+
+
 async def test_over_tls(tmp_path: Path) -> None:
     certificate, _ = make_certificate(tmp_path)
     web = tmp_path / "web.yml"

@@ -53,7 +53,20 @@ def test_unusual_types_share_a_label() -> None:
 
 
 def test_short_cuts_are_bounded() -> None:
-    queries = QueryMetrics(Metrics())
-    for kind in range(3000):
-        queries.tally(query(kind), ".", 0, "").sent(1, 40, 40, 0.0)
-    assert len(queries._tallies) <= 1000
+    metrics = Metrics()
+    queries = QueryMetrics(metrics)
+    for number in range(3000):
+        queries.tally(query(), f"{number}.", 0, "").sent(1, 40, 40, 0.0)
+    assert len(queries._tallies) == 1001
+    counts = [float(line.split()[-1]) for line in exposed(metrics) if line.startswith("coredns_dns_requests_total{")]
+    assert sum(counts) == 3000 and max(counts) == 2000
+
+
+def test_sizes_not_yet_settled_are_bounded() -> None:
+    metrics = Metrics()
+    tally = QueryMetrics(metrics).tally(query(), ".", 0, "")
+    for size in range(2500):
+        tally.sent(1, 40, size, 0.0)
+        assert len(tally._sizes) <= 1000
+    labels = 'proto="udp",server="dns://:53",view="",zone="."'
+    assert f"coredns_dns_response_size_bytes_count{{{labels}}} 2500.0" in exposed(metrics)

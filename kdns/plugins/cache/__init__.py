@@ -138,7 +138,11 @@ class Cache(Plugin):
                 return await self._from_item(item, query, next, now, counts)
         counts.misses.value += 1
         epoch = self._facts.epoch
-        reply, _ = self._keep(query, await next(_with_ad(query)), epoch, counts)
+        reply = await next(_with_ad(query))
+        ttl = verdict.plain_ttl(reply, self._options) if reply.lease.until == FOREVER else 0
+        if ttl:
+            return self._pass(query, reply, ttl, counts)
+        reply, _ = self._keep(query, reply, epoch, counts)
         return _visible(reply, query) if reply.flags & AD else reply
 
     # --- finding -----------------------------------------------------------------------------------------------------
@@ -263,6 +267,14 @@ class Cache(Plugin):
         if not (wanted and ttl and current and verdict.storable(query, reply, kind)):
             return reply, None
         return self._put(query, reply, kind, ttl, counts)
+
+    def _pass(self, query: Query, reply: Reply, ttl: int, counts: Counts) -> Reply:
+        """What `_keep` does for plain answers and denials that are true until a fact changes, only sooner."""
+        kind, half = (verdict.ANSWER, counts.answers) if reply.answer else (verdict.DENIAL, counts.denials)
+        lease = reply.lease
+        duty = half.replayed if self._wants(query, kind) else counts.missed
+        lease = Lease(FOREVER, lease.facts, lease.rotate, lease.age, (*lease.duties, duty))
+        return replace(with_ttl(reply, ttl), lease=lease)
 
     def _wants(self, query: Query, kind: int) -> bool:
         """Whether replies of this kind may be kept for this name."""

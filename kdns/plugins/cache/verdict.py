@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from kdns.message import (
+    AD,
     ANY,
     AXFR,
     CNAME,
@@ -96,6 +97,31 @@ def lifetime(reply: Reply, kind: int, options: Options) -> int:
         if kind == DENIAL:
             ttl = min([ttl, *(_minimum(record) for record in reply.authority if record.type == SOA)])
     # Not min() and max(): every first-time name comes this way.
+    if ttl < half.least:
+        ttl = half.least
+    return ttl if ttl < half.most else half.most
+
+
+def plain_ttl(reply: Reply, options: Options) -> int:
+    """`lifetime` of a plain answer, or of a denial with nothing but its SOA; 0: it is something else."""
+    if reply.flags & (AD | TC) or reply.additional:
+        return 0
+    if reply.answer:
+        if reply.rcode != NOERROR or reply.authority:
+            return 0
+        half = options.success
+        ttl = half.most
+        for record in reply.answer:
+            if record.type == RRSIG:
+                return 0
+            if record.ttl < ttl:
+                ttl = record.ttl
+    else:
+        if len(reply.authority) != 1 or reply.rcode not in (NXDOMAIN, NOERROR) or reply.authority[0].type != SOA:
+            return 0
+        half = options.denial
+        soa = reply.authority[0]
+        ttl = min(soa.ttl, _minimum(soa))
     if ttl < half.least:
         ttl = half.least
     return ttl if ttl < half.most else half.most
