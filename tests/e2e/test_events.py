@@ -26,7 +26,7 @@ from tests.support import ROOT, Kdns, free_port
 
 CHANGES = 200
 WITHIN = 0.05
-"""Seconds from the event to the right answers, for 99 of 100 changes; on a machine where asking alone takes long, twice that."""
+"""Seconds from the event to the right answers, for 99 of 100 changes; where asking alone takes long, twice that."""
 SEED = 20261121
 ZONE = "svc.cluster.local."
 TARGETS = {"www.example.org.": "192.0.2.1", "www.example.net.": "192.0.2.2"}
