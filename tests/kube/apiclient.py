@@ -36,12 +36,15 @@ class ApiClient:
         """The answer's object; raises one of `TROUBLE`, RuntimeError when the request is refused."""
         kind = f"application/{patch}-patch+json" if method == "PATCH" else "application/json"
         headers = {"Authorization": f"Bearer {self._token}", "Content-Type": kind}
+        kept = self._link.sock is not None
         try:
             self._link.request(method, "/" + path, json.dumps(body) if body else None, headers)
             response = self._link.getresponse()
             found: Object = json.loads(response.read())
         except (*TROUBLE, ValueError):
             self._link.close()
+            if kept:  # the server may have closed it since the last request
+                return self.request(method, path, body, patch)
             raise
         if response.status >= 400:
             raise RuntimeError(f"{method} {path}: {found}")
@@ -55,9 +58,11 @@ class ApiClient:
         """DELETE an object."""
         self.request("DELETE", f"{place(kind, namespace)}/{name}")
 
-    def patch_status(self, kind: str, namespace: str, name: str, status: Object) -> None:
-        """Change an object's status as its manager does: lists of named things by their names."""
-        self.request("PATCH", f"{place(kind, namespace)}/{name}/status", {"status": status}, "strategic-merge")
+    def patch_status(
+        self, kind: str, namespace: str, name: str, status: Object, patch: str = "strategic-merge"
+    ) -> None:
+        """Change an object's status as its manager does: lists of named things by their names; ``merge``: whole."""
+        self.request("PATCH", f"{place(kind, namespace)}/{name}/status", {"status": status}, patch)
 
     def close(self) -> None:
         """Hang up."""
@@ -91,9 +96,9 @@ def until(right: Callable[[], bool], seconds: float, pause: float = 0.002) -> fl
 
 
 def attempt(action: Callable[[], object]) -> bool:
-    """Whether it worked."""
+    """Whether it worked, now or the time before, when the answer was lost."""
     try:
         action()
-    except (*TROUBLE, RuntimeError, ValueError):
-        return False
+    except (*TROUBLE, RuntimeError, ValueError) as error:
+        return "AlreadyExists" in str(error)
     return True

@@ -15,7 +15,10 @@ from tests.kube.controlplane import ControlPlane, NotStarted, missing
 
 @pytest.fixture(scope="package")
 def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """A running cluster.  Of the workers of a test run only one has it at a time: it needs the whole machine."""
+    """A running cluster.  Of the workers of a test run only one has it at a time: it needs the whole machine.
+
+    What tests put into it is made as often as it is: once in a package, whatever the order of the tests.
+    """
     assets = os.environ.get("KUBEBUILDER_ASSETS", "")
     if not assets:
         pytest.skip("needs KUBEBUILDER_ASSETS, a directory with etcd, kube-apiserver and more")

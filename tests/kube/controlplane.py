@@ -182,11 +182,6 @@ class ControlPlane:
         """Create or change objects; ``command``: ``create`` them without kubectl's annotation."""
         self.kubectl(command, "-f", "-", stdin=json.dumps({"apiVersion": "v1", "kind": "List", "items": objects}))
 
-    def set_status(self, kind: str, namespace: str, name: str, status: dict[str, Any]) -> None:
-        """Write an object's status."""
-        patch = json.dumps({"status": status})
-        self.kubectl("-n", namespace, "patch", kind, name, "--subresource=status", "--type=merge", "-p", patch)
-
     def kubeconfig(self, file: Path, user: dict[str, Any], port: int = 0) -> None:
         """Write a kubeconfig for this user; ``port``: the API server's, or that of who stands before it."""
         server = {"server": f"https://127.0.0.1:{port or self.port}", "certificate-authority": str(self.authority)}

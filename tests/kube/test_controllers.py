@@ -15,6 +15,7 @@ from kdns.cluster.documents import read
 from kdns.cluster.selectors import EVERYTHING
 from kdns.cluster.world import World, build, entry
 from kdns.name import address_text
+from tests.kube.apiclient import client
 from tests.kube.controlplane import ControlPlane
 
 Manifest = dict[str, Any]
@@ -127,8 +128,9 @@ def test_endpoints_are_those_of_the_endpoint_slice_controller(control_plane: Con
     )
     made = pods(choose, namespace)
     control_plane.apply(*services(choose, namespace), *made)
-    for number, pod in enumerate(made):
-        control_plane.set_status("pod", namespace, pod["metadata"]["name"], status(choose, number))
+    with client(control_plane) as api:
+        for number, pod in enumerate(made):
+            api.patch_status("pods", namespace, pod["metadata"]["name"], status(choose, number), "merge")
     # Pods that are being deleted: nobody here takes the finalizer away.
     for name in ("a-0", "d-3"):
         keep = '{"metadata":{"finalizers":["example.org/keep"]}}'

@@ -93,6 +93,11 @@ PATHS = {
 """What can be applied, and how many Pods of which workloads come of it."""
 
 
+def rolled_out(control_plane: ControlPlane, workload: str) -> None:
+    """Its Pods run, and are what it says now; controllers may be slow to come back after other tests' outages."""
+    control_plane.kubectl("-n", "kube-system", "rollout", "status", workload, "--timeout=60s")
+
+
 @pytest.mark.parametrize("path", PATHS)
 def test_the_api_server_accepts(control_plane: ControlPlane, path: str) -> None:
     control_plane.kubectl("apply", "--dry-run=server", "--validate=strict", "-k", str(DEPLOY / path))
@@ -100,8 +105,10 @@ def test_the_api_server_accepts(control_plane: ControlPlane, path: str) -> None:
 
 def test_there_and_back(control_plane: ControlPlane) -> None:
     control_plane.apply(KUBE_DNS, COREDNS, command="create")
+    rolled_out(control_plane, "deployment/coredns")
     before = template(control_plane)
     control_plane.kubectl("apply", "-k", str(REPLACE))
+    rolled_out(control_plane, "deployment/coredns")
     after = template(control_plane)
     rendered = subprocess.check_output(["kubectl", "kustomize", str(REPLACE)], text=True)
     (container,) = after["containers"]
@@ -148,7 +155,7 @@ def test_pods_are_scheduled_and_become_endpoints(control_plane: ControlPlane, pa
     try:
         workloads = control_plane.kubectl("-n", "kube-system", "get", "deployments,daemonsets", "-o", "name").split()
         for one in workloads:
-            control_plane.kubectl("-n", "kube-system", "rollout", "status", one, "--timeout=30s")
+            rolled_out(control_plane, one)
         pods = {pod["metadata"]["name"]: pod for pod in found("pods") if "deletionTimestamp" not in pod["metadata"]}
         for workload, count in PATHS[path].items():
             nodes = [pod["spec"]["nodeName"] for name, pod in pods.items() if name.startswith(f"{workload}-")]

@@ -93,13 +93,13 @@ THINGS = [
 ]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def api(control_plane: ControlPlane) -> Iterator[ApiClient]:
     with client(control_plane) as api:
         yield api
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def served(control_plane: ControlPlane, api: ApiClient) -> Iterator[Served]:
     """A kdns that has followed all of it from before it was there."""
     with serving(control_plane.state, f"kubeconfig {control_plane.reader}") as served:

@@ -44,13 +44,13 @@ def endpoint_slice(of: str, *addresses: str) -> Object:
     }
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def api(control_plane: ControlPlane) -> Iterator[ApiClient]:
     with client(control_plane) as api:
         yield api
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def known(control_plane: ControlPlane, api: ApiClient) -> Expected:
     """Names that exist throughout, and what they mean."""
     api.create("namespaces", {"metadata": {"name": SPACE}})
@@ -66,7 +66,7 @@ def known(control_plane: ControlPlane, api: ApiClient) -> Expected:
     return right
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def served(control_plane: ControlPlane, known: Expected) -> Iterator[Served]:
     with serving(control_plane.state, f"kubeconfig {control_plane.reader}") as served:
         until(lambda: all(served.ask(*question) == right for question, right in known.items()), 10)
