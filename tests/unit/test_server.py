@@ -269,7 +269,7 @@ async def test_lameduck_answers_to_the_end_and_stopping_finishes_queries() -> No
             await asyncio.sleep(0.001)
         with captured_log() as log:
             stopping = asyncio.create_task(server.stop())
-            while not log.matching("Going into lameduck mode for 0.2s"):
+            while not log.matching("Going into lameduck mode for 200ms"):
                 await asyncio.sleep(0.001)
         late = asyncio.create_task(address(port))
         while next(iter(server._endpoints.values())).waiting < 2:
