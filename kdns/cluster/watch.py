@@ -46,8 +46,10 @@ PATHS: Final = {
 
 STEADY: Final = 3.0
 """A stream that lived so many seconds ends a row of failures."""
+BEGINNING: Final = 10.0
+"""Seconds until the first line of a streamed list must have come, otherwise pages are asked for."""
 SILENCE: Final = 5.0
-"""Seconds without a line before the end of a streamed list: then pages are asked for."""
+"""Seconds from line to line until its end; a server that is silent for longer is not asked for a stream again."""
 LIFETIME: Final = (300, 600)
 """Seconds for which a watch is asked for: a random number between these."""
 GRACE: Final = 15.0
@@ -182,7 +184,7 @@ class Watch:
 
     def _stream_opened(self, what: Opened, now: float) -> Events:
         self._begin_stream(now)
-        self.deadline = now + SILENCE
+        self.deadline = now + BEGINNING
         return ()
 
     def _streamed(self, event: WatchEvent, now: float) -> Events:
@@ -214,7 +216,7 @@ class Watch:
         return self._stream_broken(what, now) if self._objects else self._failed(what, now)
 
     def _stream_broken(self, what: Input, now: float, after: int = 0) -> Events:
-        if isinstance(what, Late):
+        if isinstance(what, Late) and self._objects:
             self._streams = False
         self._again(_text(what), now, after)
         self._forget_list()

@@ -122,6 +122,7 @@ def hurry(monkeypatch):
     monkeypatch.setattr(pace, "FIRST_GAP", 0.1)
     monkeypatch.setattr(pace, "LAST_GAP", 0.4)
     monkeypatch.setattr(pace, "CALM", 1.0)
+    monkeypatch.setattr(watches, "BEGINNING", 0.5)
     monkeypatch.setattr(watches, "SILENCE", 0.3)
     monkeypatch.setattr(http, "ASK_AGAIN", 0.3)
 
@@ -376,6 +377,14 @@ async def test_a_streamed_list_that_makes_no_sense_is_taken_in_pages(world, line
     world.api.put("services", service("c"))
     await world.knows("a", "b", "c")
     assert not world.store.gone
+
+
+async def test_a_streamed_list_whose_end_is_swallowed_is_taken_in_pages(api):
+    api.end_bookmark = False
+    api.put("services", service("a"))
+    async with World(api) as world:
+        await world.until(world.synced)
+        assert "sendInitialEvents" in api.requests[0].query and api.requests[1].verb == "list"
 
 
 async def test_a_list_cut_short_is_taken_up_again(api):

@@ -12,6 +12,7 @@ from kdns import limits
 from kdns.cluster import watch as watches
 from kdns.cluster.objects import Apply, Delete, Init, InitApply, InitDone, Namespace, Page, Status, WatchEvent
 from kdns.cluster.watch import (
+    BEGINNING,
     GRACE,
     LIFETIME,
     SILENCE,
@@ -131,7 +132,7 @@ def test_empty_streamed_list():
 def test_a_streamed_list_that_falls_silent_turns_into_pages_for_good():
     watch = make()
     feed(watch, Opened(), now=10.0)
-    assert watch.deadline == 10.0 + SILENCE
+    assert watch.deadline == 10.0 + BEGINNING
     feed(watch, event("ADDED", A), now=14.0)
     assert watch.deadline == 14.0 + SILENCE
     assert feed(watch, Late(), now=19.0) == []
@@ -140,6 +141,15 @@ def test_a_streamed_list_that_falls_silent_turns_into_pages_for_good():
     assert told == [INIT, first(A), DONE], "the list starts again"
     feed(watch, Opened(), event("ERROR"), now=100.0)
     assert watch.state is State.LIST, "the stream is not tried again"
+
+
+def test_a_streamed_list_that_does_not_begin_turns_into_pages_this_time():
+    watch = make()
+    feed(watch, Opened(), Late())
+    assert watch.state is State.LIST
+    feed(watch, page(A))
+    feed(watch, Opened(), WatchEvent("ERROR", status=Status(410)), now=100.0)
+    assert watch.state is State.STREAM
 
 
 @pytest.mark.parametrize(
