@@ -117,8 +117,9 @@ UPSTREAM_FLIGHTS: Final = 8192
 UPSTREAM_VARIANTS: Final = 4
 """Of these, questions that differ in flags and EDNS alone: each one under way helps who guesses IDs (RFC 5452)."""
 UPSTREAM_CLIENT: Final = 10_000
-"""Queries over UDP that one client address may have waiting for upstreams: who forges an address can hoard no more to be
-sent there in one burst (DNSBomb).  Above `UPSTREAM_FLIGHTS`, so that a full zone gives way before its client must."""
+"""Queries over UDP that one client address may have waiting for upstreams: who forges an address can hoard no more
+to be sent there in one burst (DNSBomb).  Above `UPSTREAM_FLIGHTS`, so that a full zone gives way before its client
+must."""
 UPSTREAM_PORTS: Final = 256
 """UDP sockets, so source ports, that one upstream is asked from; each for `UPSTREAM_USES` questions."""
 UPSTREAM_USES: Final = 8
