@@ -13,6 +13,16 @@ import pytest
 from tests.kube.controlplane import ControlPlane, NotStarted, missing
 
 
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Who waits for the cluster until another worker is done with it may wait for long."""
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.timeout(600))
+
+
 @pytest.fixture(scope="package")
 def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """A running cluster.  Of the workers of a test run only one has it at a time: it needs the whole machine.
