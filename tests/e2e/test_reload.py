@@ -13,6 +13,8 @@ import itertools
 import random
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -21,14 +23,12 @@ import dns.message
 import pytest_asyncio
 
 from tests.fakeapi import FakeApi, service
-from tests.support import Kdns, free_port, http_get
+from tests.support import ROOT, Kdns, free_port, http_get
 
 RELOADS = 100
 RATE = 2000
 OUTSTANDING = 400
 """With so many unanswered none is sent: more than the machine can do would only overflow socket buffers."""
-SLOW = 0.4
-"""Seconds that the upstream takes for some names: many reloads go by meanwhile."""
 NXDOMAIN = 3
 
 GOOD = """
@@ -154,28 +154,6 @@ class Load:
                     self.wrong.append(f"{name} {rcode} {packet.hex()}")
 
 
-class Upstream(asyncio.DatagramProtocol):
-    """Answers all A questions alike, as cheaply as can be; names that begin with ``slow`` a little later."""
-
-    def connection_made(self, transport: asyncio.DatagramTransport) -> None:  # type: ignore[override]
-        self.transport = transport
-
-    def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
-        end = data.index(0, 12) + 5
-        is_address = data[end - 4 : end] == b"\0\1\0\1"
-        head = data[:2] + b"\x81\x80\0\1" + (b"\0\1" if is_address else b"\0\0") + bytes(4)
-        record = b"\xc0\x0c\0\1\0\1" + (60).to_bytes(4, "big") + b"\0\4\xc0\0\2\1" if is_address else b""
-        reply = head + data[12:end] + record
-        if data[13:17] == b"slow":
-            asyncio.get_running_loop().call_later(SLOW, self._send, reply, addr)
-        else:
-            self._send(reply, addr)
-
-    def _send(self, reply: bytes, addr: tuple[str, int]) -> None:
-        if not self.transport.is_closing():
-            self.transport.sendto(reply, addr)
-
-
 class World:
     """kdns, what it asks, and the ports of all."""
 
@@ -197,14 +175,20 @@ class World:
 
 @pytest_asyncio.fixture
 async def world(tmp_path: Path) -> AsyncIterator[World]:
-    loop = asyncio.get_running_loop()
-    transport, _ = await loop.create_datagram_endpoint(Upstream, local_addr=("127.0.0.1", 0))
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        async with FakeApi() as api:
-            for number in range(50):
-                api.put("services", service(f"web{number}", cluster_ip=f"10.96.0.{number}"))
-            yield World(tmp_path, api, transport.get_extra_info("sockname")[1], taken.getsockname()[1])
-    transport.close()
+    command = [sys.executable, "-m", "tests.e2e.upstream"]
+    with (
+        socket.create_server(("127.0.0.1", 0)) as taken,
+        subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE) as upstream,
+    ):
+        try:
+            assert upstream.stdout is not None
+            port = int(upstream.stdout.readline())
+            async with FakeApi() as api:
+                for number in range(50):
+                    api.put("services", service(f"web{number}", cluster_ip=f"10.96.0.{number}"))
+                yield World(tmp_path, api, port, taken.getsockname()[1])
+        finally:
+            upstream.kill()
 
 
 async def test_nobody_notices_reloads(world: World) -> None:
