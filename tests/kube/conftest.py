@@ -12,7 +12,6 @@ import pytest
 
 from tests.kube.controlplane import ControlPlane, NotStarted, missing
 
-
 HERE = Path(__file__).parent
 
 
