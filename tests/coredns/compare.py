@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from kdns.message import AA, AD, CD, OPTION_EDE, RA, RD, SOA, TC, Edns, Record, rcode_text, type_text
+from kdns.message import AA, AD, CD, CNAME, OPTION_EDE, RA, RD, SOA, TC, Edns, Record, rcode_text, type_text
 from kdns.rdata import NAMES
 from kdns.rdata import to_text as rdata_text
 from kdns.wire import FormatError, parse_reply
@@ -211,7 +211,9 @@ def _owns_other_types(case: Case) -> bool:
 
 def _case_of_server(case: Case) -> bool:
     name = case.question.name
-    return name != name.lower() and (name.lower().startswith(b"\x02ns\x03dns") or case.question.type == "NS")
+    server = name.lower().startswith(b"\x02ns\x03dns") or case.question.type == "NS"
+    led_there = any(line.type == CNAME and str(line.data).startswith("ns.dns.") for line in case.ours.sections[0])
+    return name != name.lower() and (server or led_there)
 
 
 def _malformed(case: Case) -> bool:
@@ -224,7 +226,9 @@ def _opcode(case: Case) -> bool:
 
 
 def _ad_of_refusal(case: Case) -> bool:
-    return bool(case.question.odd) and case.field == "AD" and case.ours.rcode in ("FORMERR", "NOTIMP")
+    return (
+        bool(case.question.odd) and case.field in ("AD", "RA", "AA", "TC") and case.ours.rcode in ("FORMERR", "NOTIMP")
+    )
 
 
 def _badvers(case: Case) -> bool:
@@ -291,6 +295,9 @@ def _cut(case: Case) -> bool:
     """Which records are left is chance, or more of them fit."""
     if not case.core.flags & TC or case.field not in ("TC", "answer", "authority", "additional", "doubled"):
         return False
+    if case.ours.flags & TC and case.question.type == "SRV":
+        # Names of different length: full is full.
+        return case.ours.size > min(max(512, case.question.size), 1232) - 120
     counts = [[len(section) for section in answer.sections] for answer in (case.core, case.ours)]
     return counts[1] >= counts[0]
 
@@ -311,7 +318,7 @@ DEVIATIONS: Final = (
     Deviation("Spelling of names", lambda case: case.field == "spelling"),
     Deviation("Malformed queries", _malformed),
     Deviation("Other opcodes", _opcode),
-    Deviation("AD in an error", _ad_of_refusal),
+    Deviation("Flags of an error", _ad_of_refusal),
     Deviation("Another EDNS version", _badvers),
     Deviation("DS", _ds),
     Deviation("Reverse lookups with `namespace_labels`", _hidden_pointer),
