@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from typing import Final
 
 from kdns import limits
+from kdns.cluster.ask import Selection
 from kdns.cluster.credentials import ApiError
 from kdns.cluster.http import Connection, Response, TooLarge
 from kdns.cluster.objects import Event, Init, InitDone, ObjectError, Status, decode_event, decode_list, decode_status
@@ -32,7 +33,6 @@ from kdns.cluster.watch import (
     Opened,
     Oversize,
     Refused,
-    Selection,
     Watch,
 )
 from kdns.log import Logger

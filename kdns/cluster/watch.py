@@ -28,21 +28,13 @@ from collections.abc import Callable, Iterable
 from enum import Enum
 from random import random
 from typing import Any, Final, TypeAlias
-from urllib.parse import urlencode
 
 from msgspec import Struct
 
 from kdns import limits
+from kdns.cluster.ask import ALL, Asker, Request, Selection
 from kdns.cluster.objects import Apply, Delete, Event, Init, InitApply, InitDone, Page, Status, WatchEvent
 from kdns.cluster.pace import LAST_GAP, Pace
-
-PATHS: Final = {
-    "namespaces": "/api/v1/namespaces",
-    "services": "/api/v1/services",
-    "endpointslices": "/apis/discovery.k8s.io/v1/endpointslices",
-    "pods": "/api/v1/pods",
-}
-"""Where the API keeps the objects of all namespaces, by kind."""
 
 STEADY: Final = 3.0
 """A stream that lived so many seconds ends a row of failures."""
@@ -54,33 +46,15 @@ LIFETIME: Final = (300, 600)
 """Seconds for which a watch is asked for: a random number between these."""
 GRACE: Final = 15.0
 """Seconds by which a watch may outlive that."""
+MUTE: Final = (2.5, 10.0)
+"""A watch is given up when it has been silent for so many times the longest pause between two bookmarks of one stream,
+and so many seconds.  A server that sends no bookmarks is never too silent."""
 LARGEST: Final = {"endpointslices": 200}
 """Objects of one page at most, by kind; the others 500."""
 FIRST_LIMIT: Final = 100
 """Objects of the first page, until it is known how large they are."""
 PAGE_SIZE: Final = 512 * 2**10
 """Octets of a page that is read without holding up queries (3 ms); the limit follows from the page before."""
-
-
-class Selection(Struct, frozen=True):
-    """Which objects of a kind are wanted, as the API's selectors; empty: all."""
-
-    labels: str = ""
-    fields: str = ""
-
-
-ALL: Final = Selection()
-
-
-class Request(Struct, frozen=True):
-    """What to ask the API server next: GET ``target``."""
-
-    verb: str
-    """``list``: the answer is a page; ``watch``: lines without end."""
-    target: str
-    """Path and query."""
-    wait: float
-    """Seconds to wait before."""
 
 
 # --- what comes back -------------------------------------------------------------------------------------------------
@@ -157,12 +131,14 @@ class Watch:
         """Whether the shell is to read on from the stream that it has."""
         self.deadline = 0.0
         """When the shell hangs up an open stream and feeds `Late`."""
-        self._selection = selection
+        self._asker = Asker(kind, selection)
         self._chance = chance
         self._pace = Pace(chance)
         self._streams = True  # the server can stream lists, as far as we know
         self._opened_at = 0.0
         self._lifetime = 0
+        self._bookmark_at: float | None = None  # the last one of this stream
+        self._rhythm = 0.0  # the longest pause between two
         self._begun = False  # Init is out, InitDone is not
         self._objects = 0
         self._continue = ""
@@ -201,7 +177,7 @@ class Watch:
             events.append(InitApply(self.kind, event.object))
         elif event.initial_end:
             events.append(self._done(event.resource_version, now))
-            self._set_deadline()
+            self._set_deadline(now)
         return events
 
     def _stream_refused(self, what: Refused, now: float) -> Events:
@@ -285,7 +261,7 @@ class Watch:
 
     def _watch_opened(self, what: Opened, now: float) -> Events:
         self._begin_stream(now)
-        self._set_deadline()
+        self._set_deadline(now)
         if self._pace.list_at is None:
             self.trouble = ""
         return ()
@@ -293,6 +269,9 @@ class Watch:
     def _changed(self, event: WatchEvent, now: float) -> Events:
         if event.type == "ERROR":
             return self._error(event.status or Status(), now)
+        if event.type == "BOOKMARK":
+            self._keep_rhythm(now)
+        self._set_deadline(now)
         if _older(event.resource_version, self.version):
             self._doubt(f"version {event.resource_version} came after {self.version}", now)
         elif event.resource_version:
@@ -323,7 +302,7 @@ class Watch:
 
     def _watch_late(self, what: Late, now: float) -> Events:
         if self._pace.list_at is None:
-            return self._watch_lost(Failed("no end in time"), now)
+            return self._watch_lost(Failed("silent for too long"), now)
         self._relist(0.0)
         return ()
 
@@ -342,7 +321,7 @@ class Watch:
         """What is known may be wrong: a list is wanted."""
         self._complain(text)
         self._pace.want_list(now)
-        self._set_deadline()
+        self._set_deadline(now)
 
     # --- a probe
 
@@ -360,10 +339,20 @@ class Watch:
     def _begin_stream(self, now: float) -> None:
         self.open = True
         self._opened_at = now
+        self._bookmark_at = None
 
-    def _set_deadline(self) -> None:
-        end = self._opened_at + self._lifetime + GRACE
-        self.deadline = end if self._pace.list_at is None else min(end, self._pace.list_at)
+    def _keep_rhythm(self, now: float) -> None:
+        if self._bookmark_at is not None:
+            self._rhythm = max(self._rhythm, now - self._bookmark_at)
+        self._bookmark_at = now
+
+    def _set_deadline(self, now: float) -> None:
+        """For a watch that has just been heard of."""
+        self.deadline = self._opened_at + self._lifetime + GRACE
+        if self._rhythm:
+            self.deadline = min(self.deadline, now + max(MUTE[0] * self._rhythm, MUTE[1]))
+        if self._pace.list_at is not None:
+            self.deadline = min(self.deadline, self._pace.list_at)
 
     def _refused(self, what: Refused, now: float) -> Events:
         return self._again(_refusal(what.status), now, what.status.retry_after)
@@ -402,28 +391,14 @@ class Watch:
 
     def _ask(self, wait: float) -> Request:
         """The request of the present state."""
-        query: dict[str, Any] = {}
         if self.state is State.PROBE:
-            return self._get("list", {"limit": 1}, wait)
-        if self._selection.labels:
-            query["labelSelector"] = self._selection.labels
-        if self._selection.fields:
-            query["fieldSelector"] = self._selection.fields
+            return self._asker.probe(wait)
         if self.state is State.LIST:
-            query["limit"] = self._limit
-            if self._continue:
-                query["continue"] = self._continue
-            return self._get("list", query, wait)
+            return self._asker.page(self._limit, self._continue, wait)
         self._lifetime = LIFETIME[0] + int((LIFETIME[1] - LIFETIME[0]) * self._chance())
-        query |= {"watch": "true", "allowWatchBookmarks": "true", "timeoutSeconds": self._lifetime}
         if self.state is State.STREAM:
-            query |= {"sendInitialEvents": "true", "resourceVersionMatch": "NotOlderThan"}
-        else:
-            query["resourceVersion"] = self.version
-        return self._get("watch", query, wait)
-
-    def _get(self, verb: str, query: dict[str, Any], wait: float) -> Request:
-        return Request(verb, f"{PATHS[self.kind]}?{urlencode(query)}", wait)
+            return self._asker.stream(self._lifetime, wait)
+        return self._asker.changes(self.version, self._lifetime, wait)
 
 
 _TABLE: Final[dict[tuple[State, type], Callable[[Watch, Any, float], Events]]] = {

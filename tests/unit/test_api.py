@@ -280,6 +280,18 @@ async def test_a_server_that_hangs(world):
     assert await world.knows("a", "b", "c") < 1
 
 
+async def test_a_watch_that_falls_silent_while_its_connection_lives(api, monkeypatch):
+    monkeypatch.setattr(watches, "MUTE", (2.5, 0.2))
+    api.bookmark = 0.02
+    async with World(api) as world:
+        await world.until(lambda: api.watching("services"))
+        await asyncio.sleep(0.1)
+        api.freeze()
+        api.put("services", service("a"))
+        assert await world.knows("a") < 2
+        assert world.counted("kdns_kubernetes_relists_total") == 0
+
+
 # --- lists again -----------------------------------------------------------------------------------------------------
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdns import limits
 from kdns.cluster import watch as watches
+from kdns.cluster.ask import ALL, Selection
 from kdns.cluster.objects import Apply, Delete, Init, InitApply, InitDone, Namespace, Page, Status, WatchEvent
 from kdns.cluster.watch import (
     BEGINNING,
@@ -24,7 +25,6 @@ from kdns.cluster.watch import (
     Opened,
     Oversize,
     Refused,
-    Selection,
     State,
     Watch,
 )
@@ -33,7 +33,7 @@ A, B, C = Namespace(b"a"), Namespace(b"b"), Namespace(b"c")
 INIT, DONE = Init("namespaces"), InitDone("namespaces")
 
 
-def make(kind: str = "namespaces", selection: Selection = watches.ALL) -> Watch:
+def make(kind: str = "namespaces", selection: Selection = ALL) -> Watch:
     return Watch(kind, selection, lambda: 0.5)
 
 
@@ -251,7 +251,7 @@ def test_a_watch_that_ends_in_time_goes_on_at_once():
     assert watch.state is State.WATCH and watch.request.wait == 0 and not watch.trouble
 
 
-@pytest.mark.parametrize("what, trouble", [(Ended(), ""), (Failed("cut"), "watch: cut"), (Late(), "watch: no end")])
+@pytest.mark.parametrize("what, trouble", [(Ended(), ""), (Failed("cut"), "watch: cut"), (Late(), "watch: silent")])
 def test_a_watch_that_ends_early_is_followed_by_a_probe(what, trouble):
     watch = watching()
     feed(watch, what, now=100.0)
@@ -262,6 +262,33 @@ def test_a_watch_that_ends_early_is_followed_by_a_probe(what, trouble):
     assert watch.state is State.WATCH and watch.request.wait == 0 and query(watch)["resourceVersion"] == "7"
     feed(watch, Opened())
     assert not watch.trouble
+
+
+def test_a_watch_without_the_bookmarks_that_it_used_to_have_is_given_up():
+    watch = watching(now=0.0)
+    bookmark = event("BOOKMARK", version="8")
+    feed(watch, bookmark, now=50.0)
+    assert watch.deadline == 450 + GRACE, "one is no rhythm"
+    feed(watch, bookmark, now=110.0)
+    assert watch.deadline == 110 + 2.5 * 60
+    feed(watch, event("ADDED", B, "9"), now=150.0)
+    assert watch.deadline == 150 + 2.5 * 60, "every line shows that it lives"
+    feed(watch, event("BOOKMARK", version="10"), now=160.0)
+    assert watch.deadline == 160 + 2.5 * 60
+    feed(watch, Late(), now=310.0)
+    assert watch.state is State.PROBE
+    feed(watch, page(version="11"), Opened(), now=311.0)
+    assert watch.deadline == 311 + 2.5 * 60
+    feed(watch, event("BOOKMARK", version="11"), now=400.0)
+    assert watch.deadline == 400 + 2.5 * 60, "the pause between two streams does not count"
+    assert query(watch)["resourceVersion"] == "10"
+
+
+def test_fast_bookmarks_do_not_make_us_impatient():
+    watch = watching(now=0.0)
+    feed(watch, event("BOOKMARK", version="8"), now=1.0)
+    feed(watch, event("BOOKMARK", version="8"), now=1.1)
+    assert watch.deadline == 11.1
 
 
 @pytest.mark.parametrize("what", [Failed("x"), Nonsense("x"), Oversize(), Refused(Status(403))])
@@ -420,6 +447,7 @@ def fits(watch: Watch, what: watches.Input) -> bool:
     return watch.open or isinstance(what, Failed)
 
 
+@settings(deadline=None)
 @given(st.data())
 def test_whatever_comes_the_index_hears_whole_lists_and_the_server_is_not_flooded(data):
     watch, now, inside, requests = make(), 0.0, False, 0
