@@ -10,9 +10,9 @@ from typing import Final, Protocol
 
 from msgspec import Struct
 
+from kdns.cluster.ask import Selection
 from kdns.cluster.index import Index, entry_key
 from kdns.cluster.objects import Apply, EndpointSlice, Event
-from kdns.cluster.watch import Selection
 from kdns.log import Logger
 from kdns.message import Fact
 from kdns.metrics import Metrics

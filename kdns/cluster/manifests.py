@@ -24,8 +24,8 @@ from msgspec import Struct
 
 from kdns import limits
 from kdns.cluster import selectors
+from kdns.cluster.ask import Selection
 from kdns.cluster.objects import Event, Init, InitApply, InitDone, Object, ObjectError
-from kdns.cluster.watch import Selection
 from kdns.cluster.world import Entry, World, build, entry
 from kdns.files import Stamp, stamp_of
 from kdns.log import Logger

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from kdns.cluster.ask import Selection
 from kdns.cluster.cluster import LIVING, PROGRAMMING, Cluster, Settings
 from kdns.cluster.credentials import ApiError
 from kdns.cluster.objects import Apply, Init, InitApply, InitDone, ObjectError
-from kdns.cluster.watch import Selection
 from kdns.log import Logger
 from kdns.message import Fact
 from kdns.metrics import Metrics

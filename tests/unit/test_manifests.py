@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from kdns import limits
+from kdns.cluster.ask import Selection
 from kdns.cluster.manifests import BATCH, ManifestSource
 from kdns.cluster.objects import Event, Init, InitApply, InitDone, ObjectError
-from kdns.cluster.watch import Selection
 from kdns.log import Logger
 from kdns.metrics import Metrics
 from kdns.values import BadValue
