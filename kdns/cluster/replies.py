@@ -103,12 +103,18 @@ def dashed(address: bytes) -> bytes:
 
 def undashed(label: bytes) -> bytes:
     """The packed address that a label spells with dashes; empty when it is none."""
-    separator = b"." if label.count(b"-") == 3 and b"--" not in label else b":"
-    try:
-        address = pack_address(label.replace(b"-", separator).decode("ascii"))
-    except (BadName, UnicodeDecodeError):
-        return b""
+    if label.count(b"-") == 3 and b"--" not in label:
+        try:
+            address = bytes(map(int, label.split(b"-")))
+        except ValueError:
+            return b""
+        # int() takes signs, blanks and leading zeros: only what reads back the same is an address.
+        return address if b"%d-%d-%d-%d" % tuple(address) == label else b""
     if b"." in label or b":" in label:
+        return b""
+    try:
+        address = pack_address(label.replace(b"-", b":").decode("ascii"))
+    except (BadName, UnicodeDecodeError):
         return b""
     return address[12:] if address.startswith(_MAPPED) else address
 
