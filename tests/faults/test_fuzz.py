@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from kdns.message import AAAA, PTR, SRV, TXT, A, Edns
 from tests.faults.tools import (
     MIB,
@@ -169,6 +171,7 @@ async def rounds(port: int, packets: Iterator[bytes], count: int, dice: random.R
     await asyncio.gather(over_udp(port, packets, count * 3 // 4), over_tcp(port, packets, count // 4, dice))
 
 
+@pytest.mark.timeout(60 + PACKETS / 500)
 async def test_mutated_packets(tmp_path: Path) -> None:
     dice = random.Random(SEED)
     packets = iter(lambda: mutated(dice), None)
