@@ -259,7 +259,10 @@ class Hosts(Plugin):
             return await self._pass(query, next)
         if self._known(name):
             return Reply(flags=AA, lease=self._source.lease, plugin=self.name)
-        return await self._pass(query, next) if falls else failure(SERVFAIL, "")
+        if falls:
+            return await self._pass(query, next)
+        # That there is no such name stands on the file, too: who keeps this must let it go when the file changes.
+        return failure(SERVFAIL, "").leased(Lease(0.0, self._source.lease.facts))
 
     def _addresses(self, name: Name, type: int) -> tuple[Record, ...]:
         six = type == AAAA

@@ -6,7 +6,7 @@ import pytest
 
 from kdns import message, name
 from kdns.message import NOERROR, NXDOMAIN, RA, SERVFAIL, TC, Edns, Lease, Listener, Query, Reply
-from kdns.plugins.rewrite import Rewrite
+from kdns.plugins.rewrite import Rewrite, fields
 from tests.plugintest import LEASE, End, ask, at_once, new_site, record, refused, set_up, shown
 
 
@@ -454,3 +454,11 @@ def test_what_depends_on_the_asker_is_not_replayed(rule: str, replayable: bool) 
 )
 def test_what_is_wrong(rule: str, says: str) -> None:
     assert refused(Rewrite, f"rewrite {rule}") == says
+
+
+async def test_ttls_that_count_down_are_not_repeated_behind_our_back() -> None:
+    rule = fields.ttl_rule(["exact", "example.org", "30-60"])
+    for age, until in ((True, 0.0), (False, 99.0)):
+        reply = Reply(lease=Lease(99.0, (b"a fact",), age=age))
+        assert (await rule.revert(reply)).lease.until == until
+        assert (await rule.revert(reply)).lease.facts == (b"a fact",)

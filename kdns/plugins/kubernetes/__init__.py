@@ -50,7 +50,7 @@ from kdns.cluster.names import Asked, Chase, Names, parse
 from kdns.cluster.objects import pod_labels
 from kdns.corefile import Directive, only
 from kdns.message import AA, FOREVER, NXDOMAIN, SERVFAIL, TC, Query, Reply
-from kdns.name import BadName, Name, is_under, pack_address
+from kdns.name import BadName, longest_zone, pack_address
 from kdns.plugin import Next, Plugin, Site
 from kdns.plugins.kubernetes.options import Reading
 
@@ -98,18 +98,11 @@ class Kubernetes(Plugin):
             return await next(query)
         if isinstance(reply, Chase):
             return await self._chase(query, reply)
-        if reply.rcode == NXDOMAIN and self._falls(query.name):
+        if reply.rcode == NXDOMAIN and longest_zone(query.name, self._fall) is not None:
             # What the others say stands on there being no such name here.
             other = await next(query)
             return other.leased(other.lease.shrink(FOREVER, reply.lease.facts))
         return reply
-
-    def _falls(self, name: Name) -> bool:
-        # Not any(): search lists make this the most frequent question to a cluster's server.
-        for zone in self._fall:
-            if is_under(name, zone):
-                return True
-        return False
 
     async def _chase(self, query: Query, chase: Chase) -> Reply:
         """The whole server's answer for the target; when that is no answer, the CNAME alone."""

@@ -86,6 +86,8 @@ def ttl_rule(words: Sequence[str]) -> ReplyRule:
             answer=tuple([clamp(record) for record in reply.answer]),
             authority=tuple([clamp(record) for record in reply.authority]),
             additional=tuple([clamp(record) for record in reply.additional]),
+            # A TTL that counts down has to come by here each time.
+            lease=reply.lease.shrink(0.0) if reply.lease.age else reply.lease,
         )
 
     return ReplyRule(matches, revert)
