@@ -28,7 +28,7 @@ class HttpListener:
 
     def __init__(self, socks: list[socket.socket], paths: Mapping[str, Responder], tls: ssl.SSLContext | None) -> None:
         self.paths = paths
-        """Path → responder; swap it to reload."""
+        """Path → responder."""
         self.tls = tls
         self.connections: dict[_Connection, None] = {}
         """The oldest one first."""
@@ -39,6 +39,12 @@ class HttpListener:
         """They have sent a request and wait for their turn."""
         self._turn: asyncio.Handle | None = None
         self._rest_until = 0.0
+
+    def use(self, paths: Mapping[str, Responder], tls: ssl.SSLContext | None) -> None:
+        """Reload: what to serve from now on, and how to encrypt the connections that come from now on."""
+        self.paths, self.tls = paths, tls
+        for acceptor in self._acceptors:
+            acceptor.tls = tls
 
     def start(self) -> None:
         """Begin to accept."""

@@ -179,7 +179,7 @@ class Server:
         self.process.plugins = new.plugins
         for endpoint, service in new.services.items():
             if endpoint in self._endpoints:
-                self._endpoints[endpoint].handler.routes = service.routes
+                self._endpoints[endpoint].use(service)
             else:
                 self._endpoints[endpoint] = self._serve(endpoint, service, dns[endpoint])
         self._packets.clear()
@@ -215,7 +215,7 @@ class Server:
                 listener = self._http[address] = HttpListener(sockets[address], service.paths, service.tls)
                 listener.start()
             else:
-                self._http[address].paths = service.paths
+                self._http[address].use(service.paths, service.tls)
         for address in [address for address in self._http if address not in new]:
             self._http.pop(address).close()
 
@@ -292,6 +292,13 @@ class _Serving(msgspec.Struct, frozen=True):
     def waiting(self) -> int:
         """Queries that still wait for their answer."""
         return sum(listener.waiting for listener in self.listeners)
+
+    def use(self, service: Service) -> None:
+        """Reload: answer what is asked from now on like this."""
+        self.handler.routes = service.routes
+        for listener in self.listeners:
+            if isinstance(listener, stream.StreamListener):
+                listener.use(service.tls)
 
     def stop_reading(self) -> None:
         """Take no more queries."""

@@ -78,6 +78,10 @@ class StreamListener:
         """Queries that were read here and still wait for their answer, or to be taken by the client."""
         return sum(len(connection.tasks) for connection in self.connections)
 
+    def use(self, tls: ssl.SSLContext | None) -> None:
+        """Connections that come from now on are encrypted with this."""
+        self._acceptor.tls = tls
+
     def stop_reading(self) -> None:
         """Accept no more connections and read no more queries; what waits is still answered."""
         self._acceptor.stop()

@@ -48,6 +48,26 @@ async def test_clients_may_have_to_show_a_certificate(tmp_path: Path) -> None:
         assert await over_tls(port, certificate, (certificate, key)) == 0
 
 
+async def test_a_reload_shows_the_new_certificate(tmp_path: Path) -> None:
+    """Renewed in place, or another file: both count from the next connection on, for DNS and for metrics."""
+    certificate, key = make_certificate(tmp_path)
+    web = tmp_path / "web.yml"
+    web.write_text("tls_server_config:\n  cert_file: localhost.crt\n  key_file: localhost.key\n")
+    metrics = free_port()
+    text = (
+        f"tls://.:{free_port()} {{\n bind 127.0.0.1\n tls {certificate} {key}\n"
+        f" prometheus 127.0.0.1:{metrics} {{\n tls {web}\n }}\n whoami\n}}\n"
+    )
+    async with serving(lambda: text) as server:
+        old = await asyncio.to_thread(ssl.get_server_certificate, ("127.0.0.1", server.ports[0]))
+        make_certificate(tmp_path)
+        assert await server.reload(force=True)
+        assert await over_tls(server.ports[0], certificate) == 0
+        for port in (server.ports[0], metrics):
+            new = await asyncio.to_thread(ssl.get_server_certificate, ("127.0.0.1", port))
+            assert new != old and new.strip() == certificate.read_text().strip()
+
+
 @pytest.mark.parametrize(
     ("line", "problem"),
     [
