@@ -20,7 +20,7 @@ from typing import Final
 from kdns import limits
 from kdns.corefile import Directive
 from kdns.plugin import HttpPath, Plugin, Site
-from kdns.values import listen_address
+from kdns.values import duration_text, listen_address
 
 _DEFAULT: Final = ":8080"
 _EVERY: Final = 1.0
@@ -39,6 +39,7 @@ class Health(Plugin):
         self._url = f"http://{address}/health"
         self._lameduck = lameduck
         self._now = site.now
+        self._process = site.process
         self._log = site.logger(self.name)
         self._durations = site.metrics.histogram(
             "coredns_health_request_duration_seconds",
@@ -69,7 +70,7 @@ class Health(Plugin):
     async def drain(self) -> None:
         """Lameduck: the process answers on for a while."""
         if self._lameduck:
-            self._log.info(f"Going into lameduck mode for {self._lameduck:g}s")
+            self._log.info(f"Going into lameduck mode for {duration_text(self._lameduck)}")
             await asyncio.sleep(self._lameduck)
 
     async def stop(self) -> None:
@@ -82,6 +83,9 @@ class Health(Plugin):
     async def _measure(self) -> None:
         while True:
             await asyncio.sleep(_EVERY)
+            if self not in self._process.plugins:
+                # Not in force yet or any more: a reload may have taken the address away.
+                continue
             began = self._now()
             problem = ""
             try:

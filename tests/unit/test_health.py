@@ -30,6 +30,24 @@ async def test_failures_are_counted_and_logged(monkeypatch: pytest.MonkeyPatch) 
     assert log.matching(f'Local health request to "http://127.0.0.1:{port}/health" failed')
 
 
+async def test_an_address_that_a_reload_took_away_is_asked_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The old configuration lives on for its last queries, but its address is closed: that is no failure."""
+    monkeypatch.setattr("kdns.plugins.health._EVERY", 0.01)
+    first, second = free_port(), free_port()
+    text = f". {{\n health 127.0.0.1:{first}\n}}\n"
+    with captured_log() as log:
+        async with serving(lambda: text) as server:
+            text = f". {{\n health 127.0.0.1:{second}\n}}\n"
+            assert await server.reload()
+            assert server._retired
+            asked = server.process.metrics.histogram("coredns_health_request_duration_seconds", "", ()).cell()
+            until = sum(asked.counts) + 5
+            while sum(asked.counts) < until:
+                await asyncio.sleep(0.01)
+            assert b"coredns_health_request_failures_total 0.0" in server.process.metrics.expose()
+    assert not log.matching("failed")
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
