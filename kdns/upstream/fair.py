@@ -107,13 +107,13 @@ class Window:
     """How many questions an upstream, or a group of them, gets at once."""
 
     LEAST: Final = 16
-    _TARGET: Final = 0.5
-    """Seconds that the quickest answers may take before that counts as a queue."""
     _EPOCH: Final = 0.1
 
     def __init__(self, most: int) -> None:
         self.size = float(most)
         """Questions."""
+        self.target = 0.5
+        """Seconds that the quickest answers may take before that counts as a queue."""
         self._most = float(most)
         self._least = float(min(self.LEAST, most))
         self._usual = math.inf
@@ -133,7 +133,7 @@ class Window:
         quickest, self._quickest = self._quickest, math.inf
         self._until = now + self._EPOCH
         self._usual = min(self._usual, quickest)
-        if quickest <= max(self._TARGET, 2 * self._usual):
+        if quickest <= max(self.target, 2 * self._usual):
             self.size = min(self._most, self.size * 1.05 + 2)
         elif under_way <= self._least:
             # So few cannot make a queue: the way there has become longer.

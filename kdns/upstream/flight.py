@@ -61,7 +61,7 @@ class Flight(Ask):
     def start(self) -> None:
         """Ask the first server."""
         if self._launch(self.began):
-            self.group.wheel.at(self.began + self.group.hedge, self)
+            self.group.wheel.at(self.began + min(self.group.hedge, self.group.patience), self)
         else:
             self._fail()
 
@@ -140,15 +140,15 @@ class Flight(Ask):
         if age >= group.longest or (age >= group.patience and not self._hope()):
             self._fail()
             return
-        wait = self._wait(now)
-        if self.left and now >= self.launched + wait and group.may_hedge(self):
+        fresh = group.choice.has_fresh(self.tried, now)
+        if self.left and now >= self.launched + self._wait(fresh) and group.may_ask_again(self, fresh, now):
             self._launch(now)
-            wait = self._wait(now)
-        self.group.wheel.at(self._next_tick(now, wait), self)
+            fresh = group.choice.has_fresh(self.tried, now)
+        self.group.wheel.at(self._next_tick(now, self._wait(fresh)), self)
 
-    def _wait(self, now: float) -> float:
+    def _wait(self, fresh: bool) -> float:
         """How long after the last attempt the next one may follow."""
-        return self.group.hedge if self.group.has_fresh(self.tried, now) else max(_RETRY, self.group.hedge)
+        return self.group.hedge if fresh else max(_RETRY, self.group.hedge)
 
     def _next_tick(self, now: float, wait: float) -> float:
         group = self.group
@@ -156,7 +156,7 @@ class Flight(Ask):
         times += [attempt.sent + group.hedge for attempt in self.attempts if not attempt.late]
         if self.left:
             times.append(self.launched + wait)
-        # Without credit for another attempt (`Group.may_hedge`) look again soon.
+        # Without credit for another attempt (`Group.may_ask_again`) look again soon.
         return min((time for time in times if time > now), default=now + self.group.hedge)
 
     def _hope(self) -> bool:

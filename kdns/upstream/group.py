@@ -49,10 +49,10 @@ from kdns.message import (
 )
 from kdns.metrics import Metrics
 from kdns.name import ROOT, Name
-from kdns.upstream.ask import UpstreamError, random_numbers
+from kdns.upstream.ask import UpstreamError
+from kdns.upstream.choice import Choice
 from kdns.upstream.fair import Census, Window
 from kdns.upstream.flight import Flight, Outcome, Shape
-from kdns.upstream.health import DOWN, GOOD, SILENT, WORSE
 from kdns.upstream.scrub import scrub
 from kdns.upstream.server import PROXY, Upstream, Upstreams
 from kdns.wire import Message, pack_query
@@ -85,8 +85,10 @@ _HEDGES: Final = (0.1, 1.0)
 quickest server usually takes."""
 _HEDGE_SHARE: Final = 0.1
 _HEDGE_BURST: Final = 50.0
-"""Of all questions, the share that may be asked a second time though the first server seems well (an overloaded one
-must not get more), and how many may at once."""
+"""Of all questions, the share that may be asked a second time without a good reason (an overloaded server must not get
+still more), and how many may at once."""
+_LOSSY: Final = 0.5
+"""A server that misses less than this of its questions is worth asking again."""
 _PATIENCE: Final = 1.2
 """Read time-outs after which a question fails when no server has given a sign of life since it was asked."""
 _CENSUS: Final = 0.05
@@ -110,6 +112,7 @@ class Group:
     def __init__(self, upstreams: Sequence[Upstream], options: Options, home: Upstreams) -> None:
         """Raises RuntimeError outside an event loop."""
         self.upstreams = tuple(upstreams)
+        self.choice = Choice(self.upstreams, options.policy)
         self.options = options
         self.loop = asyncio.get_running_loop()
         self.wheel = home.wheel
@@ -132,8 +135,6 @@ class Group:
         self.window = Window(self._most)
         self._flights: dict[bytes, list[Flight]] = {}
         self._clients: dict[str, int] = {}
-        self._random = random_numbers()
-        self._turn = 0
         self._credit = _HEDGE_BURST
         self._census: Census[Flight] | None = None
         self._counted = 0.0
@@ -246,72 +247,31 @@ class Group:
     # -- whom to ask
 
     def choose(self, tried: list[Upstream], now: float) -> Upstream | None:
-        """The next server to ask, by policy among the best; ``tried`` is cleared when a new round begins.
-
-        None when all are down and ``failfast`` says to ask nobody then.
-        """
-        upstreams = self.upstreams
-        first = not tried
-        if first:
-            for upstream in upstreams:
-                if not upstream.health.spotless:
-                    break
-            else:
-                return self._by_policy(upstreams, True)
-        standings = self._standings(now)
-        best = min(standings)
-        if best == DOWN:
+        """The next server to ask; ``tried`` is cleared when a new round begins.  None: nobody, all are down."""
+        upstream = self.choice.next(tried, now)
+        if upstream is None:
             self._meters.broken.value += 1
             # CoreDNS: if all are down it is rather the health check that is broken.
-            return None if self.options.failfast else upstreams[next(self._random) % len(upstreams)]
-        line = self._fresh(tried, standings)
-        if not line:
-            tried.clear()
-            line = [upstream for upstream, standing in zip(upstreams, standings, strict=True) if standing == best]
-        return self._by_policy(line, first)
+            return None if self.options.failfast else self.choice.any()
+        return upstream
 
-    def has_fresh(self, tried: list[Upstream], now: float) -> bool:
-        """Whether there is a server that has not been tried and is not known to be worse than those that have."""
-        return len(tried) < len(self.upstreams) and bool(self._fresh(tried, self._standings(now)))
+    def may_ask_again(self, flight: Flight, fresh: bool, now: float) -> bool:
+        """Whether a question may be asked once more though its last server has not failed, only kept it waiting.
 
-    def may_hedge(self, flight: Flight) -> bool:
-        """Whether a question may be asked once more though its last server has not failed, only kept it waiting."""
-        if all(attempt.upstream.health.reachable for attempt in flight.attempts):
+        ``fresh``: a server is left that has not been tried.  Freely: away from a server that is silent, and back to one
+        that loses some of its questions; one that misses most of them is dead or has too much to do already.
+        """
+        servers = [attempt.upstream.health for attempt in flight.attempts]
+        if fresh:
+            freely = not any(health.reachable for health in servers)
+        else:
+            freely = all(health.miss(now) < _LOSSY for health in servers)
+        if not freely:
             if self._credit < 1:
                 return False
             self._credit -= 1
         self._meters.hedges.value += 1
         return True
-
-    def _fresh(self, tried: list[Upstream], standings: list[int]) -> list[Upstream]:
-        """The best of those that have not been tried, but none that is silent when others are not."""
-        pairs = [pair for pair in zip(self.upstreams, standings, strict=True) if pair[0] not in tried]
-        best = min((standing for _, standing in pairs), default=DOWN)
-        if best >= SILENT and best > min(standings):
-            return []
-        return [upstream for upstream, standing in pairs if standing == best]
-
-    def _standings(self, now: float) -> list[int]:
-        best = min(upstream.health.miss(now) for upstream in self.upstreams)
-        standings = [upstream.health.standing(now, best) for upstream in self.upstreams]
-        if self.options.policy == "sequential":
-            # The order is a wish of the operator's: a slow first server is still the first.
-            return [GOOD if standing == WORSE else standing for standing in standings]
-        return standings
-
-    def _by_policy(self, line: Sequence[Upstream], first: bool) -> Upstream:
-        policy = self.options.policy
-        if len(line) == 1 or policy == "sequential":
-            return line[0]
-        if policy == "random":
-            return line[next(self._random) % len(line)]
-        if first:
-            self._turn += 1
-            at = self._turn % len(self.upstreams)
-            for upstream in (*self.upstreams[at:], *self.upstreams[:at]):
-                if upstream in line:
-                    return upstream
-        return line[0]
 
     # -- what becomes of a flight
 
