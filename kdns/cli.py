@@ -61,7 +61,10 @@ def version_text() -> str:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("kdns", description="A Kubernetes cluster DNS server.", allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        "kdns", description="A Kubernetes cluster DNS server.", allow_abbrev=False, add_help=False
+    )
+    parser.add_argument("--help", "--h", action="help", help="show these flags")
     parser.add_argument("--conf", default="", help='Corefile to load (default "Corefile"); stdin reads standard input')
     parser.add_argument("--dns.port", "--p", dest="port", type=_port, default=53, help="default port (default 53)")
     parser.add_argument("--pidfile", default="", help="path to write the process's number to")
@@ -117,8 +120,15 @@ def _reader(conf: str) -> Callable[[], Corefile]:
         text = sys.stdin.read()
         return lambda: _parse(text, "stdin")
     if conf or os.path.exists(_DEFAULT_FILE):
-        return lambda: corefile.load(conf or _DEFAULT_FILE, os.environ)
+        return lambda: _load(conf or _DEFAULT_FILE)
     return lambda: _parse("", "default")
+
+
+def _load(file: str) -> Corefile:
+    try:
+        return corefile.load(file, os.environ)
+    except OSError as error:
+        raise KdnsError(f"open {file}: {error.strerror}") from error
 
 
 def _parse(text: str, name: str) -> Corefile:
@@ -128,7 +138,7 @@ def _parse(text: str, name: str) -> Corefile:
 async def _serve(options: argparse.Namespace) -> int:
     stopped: asyncio.Future[tuple[int, bool]] = asyncio.get_running_loop().create_future()
     server = Server(_loader(options.conf), options.port)
-    _handle_signals(server, stopped)
+    _handle_signals(server, stopped, options.pidfile)
     logging.basicConfig(handlers=[log.FromPython()], level=logging.WARNING)
     _raise_file_limit()
     await server.start()
@@ -149,9 +159,7 @@ async def _serve(options: argparse.Namespace) -> int:
     except OSError as error:
         log.emit(log.ERROR, f"stopping: {error}")
         code = STOP_ERROR
-    if options.pidfile:
-        with suppress(OSError):
-            os.remove(options.pidfile)
+    _remove_pid(options.pidfile)
     return code
 
 
@@ -167,7 +175,13 @@ def _write_pid(path: str) -> None:
         file.write(f"{os.getpid()}\n")
 
 
-def _handle_signals(server: Server, stopped: asyncio.Future[tuple[int, bool]]) -> None:
+def _remove_pid(path: str) -> None:
+    if path:
+        with suppress(OSError):
+            os.remove(path)
+
+
+def _handle_signals(server: Server, stopped: asyncio.Future[tuple[int, bool]], pidfile: str) -> None:
     """CoreDNS's signals: TERM, INT, QUIT, USR1, USR2, HUP."""
     loop = asyncio.get_running_loop()
     reloads: set[asyncio.Task[bool]] = set()
@@ -180,6 +194,12 @@ def _handle_signals(server: Server, stopped: asyncio.Future[tuple[int, bool]]) -
         log.emit(log.INFO, f"{name}: {'Shutting down servers then terminating' if graceful else 'Shutting down'}")
         stopped.set_result((0, graceful))
 
+    def quit_now() -> None:
+        log.emit(log.INFO, "SIGQUIT: Quitting process immediately")
+        _remove_pid(pidfile)
+        log.flush()
+        os._exit(0)
+
     def reload() -> None:
         log.emit(log.INFO, "SIGUSR1: Reloading")
         task = loop.create_task(server.reload(force=True))
@@ -188,7 +208,7 @@ def _handle_signals(server: Server, stopped: asyncio.Future[tuple[int, bool]]) -
 
     loop.add_signal_handler(signal.SIGTERM, end, "SIGTERM", True)
     loop.add_signal_handler(signal.SIGINT, end, "SIGINT", False)
-    loop.add_signal_handler(signal.SIGQUIT, os._exit, 0)
+    loop.add_signal_handler(signal.SIGQUIT, quit_now)
     loop.add_signal_handler(signal.SIGUSR1, reload)
     loop.add_signal_handler(signal.SIGUSR2, log.emit, log.INFO, "SIGUSR2: binary upgrade is not supported, ignored")
     loop.add_signal_handler(signal.SIGHUP, lambda: None)

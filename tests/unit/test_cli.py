@@ -57,7 +57,7 @@ def test_plugins_are_listed(capsys: pytest.CaptureFixture[str], flag: str) -> No
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["-conf", "/does/not/exist"], "/does/not/exist"),
+        (["-conf", "/does/not/exist"], "open /does/not/exist: No such file or directory\n"),
         (["-dns.port", "70000"], "is not a port"),
         (["leftover"], "extra command line arguments: ['leftover']"),
     ],
@@ -96,6 +96,23 @@ def test_first_lines_pidfile_and_sigterm(conf: Path, tmp_path: Path) -> None:
         assert kdns.stop() == 0
         assert "[INFO] SIGTERM: Shutting down servers then terminating" in kdns.output
         assert not pidfile.exists()
+
+
+@pytest.mark.parametrize("flag", ["-h", "--h", "-help", "--help"])
+def test_help_as_go_has_it(capsys: pytest.CaptureFixture[str], flag: str) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([flag])
+    assert ended.value.code == 0 and "--dns.port" in capsys.readouterr().out
+
+
+def test_sigquit_takes_the_pidfile_away(conf: Path, tmp_path: Path) -> None:
+    pidfile = tmp_path / "pid"
+    with Kdns(conf, "-pidfile", str(pidfile)) as kdns:
+        while not pidfile.exists():
+            time.sleep(0.01)
+        assert kdns.stop(signal.SIGQUIT) == 0
+        assert "[INFO] SIGQUIT: Quitting process immediately" in kdns.read()
+    assert not pidfile.exists()
 
 
 def test_sigint_and_sigquit(conf: Path) -> None:
