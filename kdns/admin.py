@@ -11,6 +11,7 @@ import socket
 import ssl
 from collections import deque
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Final
 
 import h11
@@ -21,6 +22,7 @@ from kdns.log import Logger
 from kdns.plugin import Responder
 
 _PLAIN: Final = "text/plain; charset=utf-8"
+_REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
 
 
 class HttpListener:
@@ -204,7 +206,8 @@ class _Connection(asyncio.Protocol):
     def _send(self, status: int, headers: list[tuple[str, str]], body: bytes) -> None:
         if self._transport is None:
             return
-        out = self._http.send(h11.Response(status_code=status, headers=headers)) or b""
+        head = h11.Response(status_code=status, headers=headers, reason=_REASONS.get(status, b""))
+        out = self._http.send(head) or b""
         if body:
             out += self._http.send(h11.Data(data=body)) or b""
         out += self._http.send(h11.EndOfMessage()) or b""

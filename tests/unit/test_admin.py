@@ -57,13 +57,13 @@ def get(path: str, method: str = "GET", more: str = "Connection: close\r\n") -> 
 
 async def test_paths_methods_and_queries(served: Served) -> None:
     reply = await served.send(get("/health"))
-    assert reply.startswith(b"HTTP/1.1 200 ") and reply.endswith(b"\r\n\r\nOK")
+    assert reply.startswith(b"HTTP/1.1 200 OK\r\n") and reply.endswith(b"\r\n\r\nOK")
     reply = await served.send(get("/health", "HEAD"))
     assert reply.startswith(b"HTTP/1.1 200 ") and b"content-length: 2\r\n" in reply and reply.endswith(b"\r\n\r\n")
     assert (await served.send(get("/health", "POST"))).startswith(b"HTTP/1.1 405 ")
     assert (await served.send(get("/"))).startswith(b"HTTP/1.1 404 ")
     reply = await served.send(get("/see?a=b"))
-    assert reply.startswith(b"HTTP/1.1 503 ") and reply.endswith(b"/see?a=b")
+    assert reply.startswith(b"HTTP/1.1 503 Service Unavailable\r\n") and reply.endswith(b"/see?a=b")
 
 
 async def test_one_connection_serves_many_requests(served: Served) -> None:
