@@ -122,7 +122,7 @@ class Server:
 
     async def _end(self, graceful: bool) -> None:
         plugins = self._current.plugins if self._current else []
-        await asyncio.gather(*(plugin.drain() for plugin in plugins), return_exceptions=True)
+        await asyncio.gather(*(_drain(plugin) for plugin in plugins))
         for serving in self._endpoints.values():
             serving.stop_reading()
         if graceful:
@@ -345,6 +345,13 @@ async def _start(plugin: Plugin) -> None:
         raise
     except Exception as error:  # a third-party plugin may raise anything; it must cost this load, not the process
         raise KdnsError(f"plugin/{plugin.name}: cannot start: {error!r}") from error
+
+
+async def _drain(plugin: Plugin) -> None:
+    try:
+        await plugin.drain()
+    except Exception as error:  # noqa: BLE001 - the others drain on, and stopping goes on
+        log.Logger(plugin.name).error(f"cannot drain: {error!r}")
 
 
 async def _stop(plugins: Iterable[Plugin]) -> None:

@@ -49,6 +49,10 @@ class Fixed(Plugin):
         if self.how == "unstoppable":
             raise RuntimeError("a bug in stop")
 
+    async def drain(self) -> None:
+        if self.how == "unstoppable":
+            raise RuntimeError("a bug in drain")
+
     async def resolve(self, query: Query, next: Next) -> Reply:
         if self.how == "slow":
             await self.gate.wait()
@@ -283,7 +287,8 @@ async def test_a_plugin_that_cannot_stop_holds_up_nobody() -> None:
     with captured_log() as log:
         async with serving(". {\n fixed 10.0.0.1 unstoppable\n}\n"):
             pass
-    assert log.matching("plugin/fixed: cannot stop")
+    assert log.matching("plugin/fixed: cannot stop: RuntimeError('a bug in stop')")
+    assert log.matching("plugin/fixed: cannot drain: RuntimeError('a bug in drain')")
 
 
 async def test_the_reload_directive_polls(monkeypatch: pytest.MonkeyPatch) -> None:
