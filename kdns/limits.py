@@ -124,13 +124,14 @@ UPSTREAM_PORTS: Final = 256
 """UDP sockets, so source ports, that one upstream is asked from; each for `UPSTREAM_USES` questions."""
 UPSTREAM_USES: Final = 8
 UPSTREAM_SOCKETS: Final = 2048
-"""UDP sockets to all upstreams (or a quarter of the file descriptors, if that is less); then ports are used longer."""
+"""UDP sockets to all upstreams (or a quarter of the file descriptors, if that is less); then ports are used
+longer (kdns_upstream_full_total)."""
 UPSTREAM_STRANGERS: Final = 16
 """Datagrams with unknown IDs on one port; then the questions that wait there are asked again over TCP."""
 UPSTREAM_STREAMS: Final = 16
 """TCP or TLS connections to one upstream."""
 UPSTREAM_PIPELINE: Final = 512
-"""Questions that wait on one of these connections; then a connection counts as full (kdns_upstream_failed_total)."""
+"""Questions that wait on one of these connections; then a connection counts as full (kdns_upstream_full_total)."""
 UPSTREAM_CONNECT: Final = 2.0
 """A connection that takes longer to open, TLS handshake included, is given up."""
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from kdns.errors import KdnsError
 from kdns.message import EDE_NETWORK_ERROR, EDE_NO_REACHABLE_AUTHORITY
+from kdns.metrics import Cell
 from kdns.name import Name
 from kdns.wire import FormatError, Message, parse_reply
 
@@ -27,9 +28,9 @@ class UpstreamError(KdnsError):
         """Extended error for the client (RFC 8914)."""
 
 
-def timed_out(path: str) -> UpstreamError:
-    """The error of an upstream that stays silent; ``path`` as `Carrier.path` says it."""
-    return UpstreamError(f"read {path}: i/o timeout", EDE_NO_REACHABLE_AUTHORITY)
+def timed_out(waits_for: str) -> UpstreamError:
+    """The error of an upstream that stays silent; see `Carrier.waits_for`."""
+    return UpstreamError(f"{waits_for}: i/o timeout", EDE_NO_REACHABLE_AUTHORITY)
 
 
 class Carrier(Protocol):
@@ -39,11 +40,24 @@ class Carrier(Protocol):
     """Our end."""
 
     @property
-    def path(self) -> str:
-        """``udp LOCAL->REMOTE``, for messages."""
+    def waits_for(self) -> str:
+        """``read udp LOCAL->REMOTE``, for messages."""
 
     def forget(self, attempt: Attempt) -> None:
         """The answer to this attempt is not wanted any more."""
+
+
+class Cells(NamedTuple):
+    """What a pool of sockets counts."""
+
+    hits: Cell
+    """Questions on sockets that were open already."""
+    misses: Cell
+    """New sockets."""
+    strange: Cell
+    """Messages that answer nothing."""
+    full: Cell
+    """Questions for which there was no new socket."""
 
 
 class Ask:

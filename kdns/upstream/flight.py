@@ -209,7 +209,7 @@ class Flight(Ask):
         error = self.error
         if self.attempts:
             carrier = self.attempts[-1].carrier
-            error = timed_out(carrier.path if carrier is not None else self._last_asked())
+            error = timed_out(carrier.waits_for if carrier is not None else self._last_asked())
         self._land((self.group.failure(error), self._last_asked()))
 
     def _last_asked(self) -> str:

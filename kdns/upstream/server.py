@@ -14,9 +14,9 @@ import msgspec
 
 from kdns import limits
 from kdns.message import IN, NS, RD, rcode_text
-from kdns.metrics import Buckets, Cell, Metrics
+from kdns.metrics import Buckets, Metrics
 from kdns.name import ROOT, Name
-from kdns.upstream.ask import Ask, Attempt, UpstreamError, timed_out
+from kdns.upstream.ask import Ask, Attempt, Cells, UpstreamError, timed_out
 from kdns.upstream.health import Health
 from kdns.upstream.poller import Poller
 from kdns.upstream.stream import Peer, StreamPool, resolve
@@ -143,23 +143,26 @@ class Upstream:
             ("proxy_name", "to"),
         ).cell(PROXY, self.to)
 
-    def _cells(self, proto: str) -> tuple[Cell, Cell, Cell]:
-        counter, labels = self._metrics.counter, ("proxy_name", "to", "proto")
-        return (
+    def _cells(self, proto: str) -> Cells:
+        counter, cached, labels = self._metrics.counter, ("proxy_name", "to", "proto"), ("to", "proto")
+        return Cells(
             counter(
                 "coredns_proxy_conn_cache_hits_total",
                 "Counter of connection cache hits per upstream and protocol.",
-                labels,
+                cached,
             ).cell(PROXY, self.to, proto),
             counter(
                 "coredns_proxy_conn_cache_misses_total",
                 "Counter of connection cache misses per upstream and protocol.",
-                labels,
+                cached,
             ).cell(PROXY, self.to, proto),
             counter(
                 "kdns_upstream_strange_total",
-                "Messages from an upstream's address that answer no question as it was asked: forged, odd or late.",
-                ("to", "proto"),
+                "Messages from an upstream's address that answer no question as it was asked: forged or odd.",
+                labels,
+            ).cell(self.to, proto),
+            counter(
+                "kdns_upstream_full_total", "Questions for which there was no new socket or connection.", labels
             ).cell(self.to, proto),
         )
 
@@ -185,7 +188,7 @@ class Upstream:
             async with asyncio.timeout(wait):
                 return await question.answer
         except TimeoutError:
-            raise timed_out(attempt.carrier.path if attempt.carrier else self.to) from None
+            raise timed_out(attempt.carrier.waits_for if attempt.carrier is not None else self.to) from None
         finally:
             if attempt.carrier is not None:
                 attempt.carrier.forget(attempt)

@@ -16,8 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from kdns import limits
-from kdns.metrics import Cell
-from kdns.upstream.ask import Attempt, UpstreamError, matching, random_numbers
+from kdns.upstream.ask import Attempt, Cells, UpstreamError, matching, random_numbers
 from kdns.upstream.udp import endpoint_text
 from kdns.upstream.wheel import Wheel
 
@@ -57,9 +56,14 @@ class Stream(asyncio.Protocol):
         self._received = bytearray()
 
     @property
-    def path(self) -> str:
-        """``tcp LOCAL->REMOTE``."""
-        return f"tcp {endpoint_text(*self.local)}->{self._pool.remote}"
+    def waits_for(self) -> str:
+        """``read tcp LOCAL->REMOTE``; before the connection is open ``dial tcp REMOTE``."""
+        return f"read tcp {endpoint_text(*self.local)}->{self._pool.remote}" if self.open else self.dials
+
+    @property
+    def dials(self) -> str:
+        """``dial tcp REMOTE``."""
+        return f"dial tcp {self._pool.remote}"
 
     def send(self, attempt: Attempt, id: int) -> None:
         """Send the attempt's question, at once or when the connection is open."""
@@ -131,14 +135,14 @@ class Stream(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The other side has closed it, or the network."""
-        reason = "EOF" if exc is None else f"read {self.path}: read: {_words(exc)}"
+        reason = "EOF" if exc is None else f"{self.waits_for}: read: {_words(exc)}"
         self.fail(UpstreamError(reason))
 
     def _message(self, packet: bytes) -> None:
         attempt = self.waiting.get(packet[0] << 8 | packet[1]) if len(packet) >= 12 else None
         message = matching(packet, attempt.ask) if attempt is not None else None
         if attempt is None or message is None:
-            self._pool.strange.value += 1
+            self._pool.cells.strange.value += 1
             return
         del self.waiting[attempt.id]
         # Retired connections close when their last answer has come.
@@ -149,13 +153,13 @@ class Stream(asyncio.Protocol):
 class StreamPool:
     """All TCP or TLS connections to one server."""
 
-    def __init__(self, peer: Peer, lifetime: tuple[float, float, int], wheel: Wheel, cells: tuple[Cell, Cell, Cell]):
-        """``lifetime`` and ``cells``: as for `UdpPool`."""
+    def __init__(self, peer: Peer, lifetime: tuple[float, float, int], wheel: Wheel, cells: Cells) -> None:
+        """``lifetime``: as for `UdpPool`."""
         self._peer = peer
         self.remote = endpoint_text(peer.host, peer.port)
         self._expire, self._max_age, self._idle = lifetime
         self._wheel = wheel
-        self._hits, self._misses, self.strange = cells
+        self.cells = cells
         self._share = _SHARE["tls" if peer.context is not None else "tcp"]
         self._random = random_numbers()
         self._streams: list[Stream] = []
@@ -220,15 +224,16 @@ class StreamPool:
             stream = min(streams, key=lambda stream: (len(stream.waiting), not stream.open))
             full = len(self._streams) >= limits.UPSTREAM_STREAMS
             if len(stream.waiting) < self._share or (full and len(stream.waiting) < limits.UPSTREAM_PIPELINE):
-                self._hits.value += 1
+                self.cells.hits.value += 1
                 return stream
         if len(self._streams) >= limits.UPSTREAM_STREAMS:
+            self.cells.full.value += 1
             raise UpstreamError(f"dial tcp {self.remote}: all connections are full")
         return self._open(now)
 
     def _open(self, now: float) -> Stream:
         """A connection that is being opened; it takes questions already."""
-        self._misses.value += 1
+        self.cells.misses.value += 1
         stream = Stream(self, now)
         stream.retired = self.closed
         self._streams.append(stream)
@@ -256,7 +261,7 @@ class StreamPool:
             reason = f"tls: failed to verify certificate: {error.verify_message}"
         except OSError as error:
             reason = f"connect: {_words(error)}"
-        stream.fail(UpstreamError(f"dial tcp {self.remote}: {reason}"))
+        stream.fail(UpstreamError(f"{stream.dials}: {reason}"))
 
     def _sweep_later(self, now: float) -> None:
         if self._streams and not self._sweeping:

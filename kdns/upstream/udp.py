@@ -13,8 +13,7 @@ import socket
 from typing import Any, Final
 
 from kdns import limits
-from kdns.metrics import Cell
-from kdns.upstream.ask import Attempt, UpstreamError, matching, random_numbers
+from kdns.upstream.ask import Attempt, Cells, UpstreamError, matching, random_numbers
 from kdns.upstream.poller import Poller
 from kdns.upstream.wheel import Wheel
 
@@ -61,6 +60,11 @@ class Port:
     def path(self) -> str:
         """``udp LOCAL->REMOTE``."""
         return f"udp {endpoint_text(*self.local)}->{self._pool.remote}"
+
+    @property
+    def waits_for(self) -> str:
+        """``read udp LOCAL->REMOTE``."""
+        return f"read {self.path}"
 
     def forget(self, attempt: Attempt) -> None:
         """The answer to this attempt is not wanted any more."""
@@ -111,11 +115,10 @@ class UdpPool:
         wheel: Wheel,
         poller: Poller,
         allowance: Allowance,
-        cells: tuple[Cell, Cell, Cell],
+        cells: Cells,
     ) -> None:
         """``remote``: family and socket address; ``source``: our address, empty = any; ``lifetime``: seconds that an
-        unused socket is kept, seconds that any is kept (0 = no bound), and how many unused ones (0 = no bound);
-        ``cells`` count used sockets, new sockets, and datagrams that nobody asked for.
+        unused socket is kept, seconds that any is kept (0 = no bound), and how many unused ones (0 = no bound).
         """
         self._family, self._address = remote
         self.remote = endpoint_text(*self._address[:2])
@@ -123,7 +126,7 @@ class UdpPool:
         self._expire, self._max_age, idle = lifetime
         self._most = min(idle or limits.UPSTREAM_PORTS, limits.UPSTREAM_PORTS)
         self._wheel, self._poller, self._allowance = wheel, poller, allowance
-        self._hits, self._misses, self._strange = cells
+        self._cells = cells
         self._random = random_numbers()
         self._pool: list[Port] = []
         self._scarce_until = 0.0
@@ -139,7 +142,7 @@ class UdpPool:
         place = next(random) % limits.UPSTREAM_PORTS
         if place < len(pool):
             port = pool[place]
-            self._hits.value += 1
+            self._cells.hits.value += 1
         else:
             port = self._new_port(place, now)
         waiting = port.waiting
@@ -186,7 +189,7 @@ class UdpPool:
 
     def burn(self, port: Port) -> None:
         """A datagram that answers nothing: the true answer is still awaited, but nothing more is asked here."""
-        self._strange.value += 1
+        self._cells.strange.value += 1
         port.strangers += 1
         self._retire(port)
         self.close_if_done(port)
@@ -225,15 +228,16 @@ class UdpPool:
                 self._scarce_until = now + _SCARCE
                 self._scarce_why = _words(error)
             else:
-                self._misses.value += 1
+                self._cells.misses.value += 1
                 if len(pool) < self._most and not self.closed:
                     port.place = len(pool)
                     pool.append(port)
                     self._sweep_later(now)
                 return port
+        self._cells.full.value += 1
         if not pool:
             raise UpstreamError(f"dial udp {self.remote}: connect: {self._scarce_why}")
-        self._hits.value += 1
+        self._cells.hits.value += 1
         return pool[place % len(pool)]
 
     def _open(self, now: float) -> Port:

@@ -548,6 +548,7 @@ async def test_few_sockets_are_shared(world: World, fake: FakeUpstream) -> None:
     replies = await ask_many(group, *(f"{n}.test." for n in range(200)))
     assert all(addresses(reply) == ["192.0.2.1"] for reply in replies)
     assert len(fake.ports) <= 40, "20 at once, and what was tired has been replaced"
+    assert world.value("kdns_upstream_full_total", fake.address, "udp") > 0
 
 
 class NoSockets:
@@ -676,6 +677,7 @@ async def test_full_connections_are_an_error(world: World, fake: FakeUpstream, m
     errors = [reply.error for reply in replies if reply.error]
     assert errors == [f"dial tcp {fake.address}: all connections are full"] * 10
     assert fake.connections == 2
+    assert world.value("kdns_upstream_full_total", fake.address, "tcp") >= 10
 
 
 async def test_answers_on_one_connection_overtake_each_other(
@@ -779,6 +781,22 @@ async def test_a_connection_on_which_nothing_comes_is_given_up(world: World, fak
     fake.script = answer_all
     assert addresses(await group.ask(ask_for("b.test."))) == ["192.0.2.1"]
     assert fake.connections >= 2
+
+
+async def test_a_connection_that_does_not_open_is_given_up(world: World) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as listener:
+        address = listener.getsockname()
+        # Whoever knocks now has to wait until somebody is let in.
+        knocking = []
+        for _ in range(4):
+            knocking.append(socket.socket())
+            knocking[-1].setblocking(False)
+            knocking[-1].connect_ex(address)
+        server = world.home.take(Settings(*address))
+        with pytest.raises(UpstreamError, match=f"^dial tcp 127.0.0.1:{address[1]}: i/o timeout$"):
+            await server.exchange(name.from_text("x.test."), 1, proto="tcp", wait=0.1)
+        for sock in knocking:
+            sock.close()
 
 
 async def test_idle_connections_are_closed(world: World, fake: FakeUpstream) -> None:
