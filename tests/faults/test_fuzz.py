@@ -145,7 +145,19 @@ class Nowhere(asyncio.DatagramProtocol):
         self._transport: Any = transport
 
     def datagram_received(self, data: bytes, peer: Any) -> None:
-        self._transport.sendto(data[:2] + bytes((data[2] | 0x80, 0x83)) + data[4:], peer)
+        self._transport.sendto(no_such_name(data), peer)
+
+
+def no_such_name(packet: bytes) -> bytes:
+    return packet[:2] + bytes((packet[2] | 0x80, 0x83)) + packet[4:]
+
+
+async def nowhere_over_tcp(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+        while True:
+            length = int.from_bytes(await reader.readexactly(2), "big")
+            writer.write(framed(no_such_name(await reader.readexactly(length))))
+    writer.close()
 
 
 async def over_tcp(port: int, packets: Iterator[bytes], count: int, dice: random.Random) -> None:
@@ -153,15 +165,18 @@ async def over_tcp(port: int, packets: Iterator[bytes], count: int, dice: random
     while count > 0:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         drain = asyncio.create_task(reader.read(-1))
+        sent: list[bytes] = []
         with contextlib.suppress(ConnectionError):
             for _ in range(min(count, 100)):
-                writer.write(framed(next(packets)))
+                sent.append(next(packets))
+                writer.write(framed(sent[-1]))
             if dice.random() < 0.3:
                 writer.write(dice.randbytes(dice.randint(1, 50)))
             count -= 100
             await writer.drain()
             writer.write_eof()
-            await asyncio.wait([drain], timeout=5)
+            ended, _ = await asyncio.wait([drain], timeout=20)
+            assert ended, (count, sent)
         drain.cancel()
         writer.transport.abort()
         await asyncio.gather(drain, return_exceptions=True)
@@ -178,7 +193,9 @@ async def test_mutated_packets(tmp_path: Path) -> None:
     port, metrics_port = free_port(), free_port()
     loop = asyncio.get_running_loop()
     upstream, _ = await loop.create_datagram_endpoint(Nowhere, ("127.0.0.1", 0))
-    address = f"127.0.0.1:{upstream.get_extra_info('sockname')[1]}"
+    _, upstream_port = upstream.get_extra_info("sockname")
+    upstream_tcp = await asyncio.start_server(nowhere_over_tcp, "127.0.0.1", upstream_port)
+    address = f"127.0.0.1:{upstream_port}"
     kdns = await asyncio.to_thread(Kdns, conf_of(tmp_path, port, metrics_port, address))
     with kdns:
         reading = True
@@ -204,6 +221,7 @@ async def test_mutated_packets(tmp_path: Path) -> None:
         assert kdns.stop() == 0
         assert "Traceback" not in kdns.output and "panic" not in kdns.output, kdns.output
     upstream.close()
+    upstream_tcp.close()
     print(f"{PACKETS} packets: {middle / MIB:.1f} MiB, then {end / MIB:.1f}; good ones {vars(beat)}")
     assert not beat.lost and not beat.wrong, vars(beat)
     assert end < middle * 1.05 + MIB, (middle / MIB, end / MIB)
