@@ -176,4 +176,6 @@ def _add_http(http: dict[str, HttpService], path: HttpPath) -> None:
     service = http.get(path.address)
     if service is None:
         service = http[path.address] = HttpService({}, path.tls)
+    elif (service.tls is None) != (path.tls is None):
+        raise KdnsError(f"cannot serve http://{path.address} - both with and without tls")
     service.paths[path.path] = path.respond

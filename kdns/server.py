@@ -44,7 +44,10 @@ class Server:
         self._packets = PacketCache(limits.PACKET_CACHE_ENTRIES, limits.PACKET_CACHE_BYTES, self.process.metrics)
         self.process.facts.subscribe(self._packets.forget)
         self._current: Configuration | None = None
+        self._building = False
+        """A new configuration takes things out of the Warehouse that nobody else may use yet."""
         self._tried = ""
+        self._unreadable = ""
         self._endpoints: dict[Endpoint, _Serving] = {}
         self._http: dict[str, HttpListener] = {}
         self._retired: list[_Retired] = []
@@ -81,8 +84,12 @@ class Server:
             try:
                 corefile = await asyncio.to_thread(self._load)
             except (KdnsError, OSError) as error:
-                self._refused(str(error))
+                # Said once, not at every look at a file that stays wrong.
+                if force or str(error) != self._unreadable:
+                    self._refused(str(error))
+                self._unreadable = str(error)
                 return False
+            self._unreadable = ""
             if not force and corefile.digest == self._tried:
                 return False
             self._tried = corefile.digest
@@ -105,8 +112,11 @@ class Server:
         self.process.stopping = True
         if self._polling is not None:
             self._polling.cancel()
-        async with self._changing:
-            await self._end(graceful)
+        # A reload in progress is let finish, but a plugin that takes its time to start does not hold up the end.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limits.GRACE):
+                await self._changing.acquire()
+        await self._end(graceful)
 
     @property
     def ports(self) -> list[int]:
@@ -144,6 +154,7 @@ class Server:
             log.emit(log.WARNING, warning)
         started: list[Plugin] = []
         with contextlib.ExitStack() as opened:
+            self._building = True
             try:
                 new = build(self.process, corefile, self._port)
                 self._make_way(new.services)
@@ -158,9 +169,11 @@ class Server:
                     await _start(plugin)
             except BaseException:
                 await _stop(started)
+                self._building = False
                 self._keep_only_used()
                 raise
             opened.pop_all()
+        self._building = False
         self._put_in_force(new, dns, http)
 
     def _make_way(self, wanted: Iterable[Endpoint]) -> None:
@@ -241,6 +254,8 @@ class Server:
         self._keep_only_used()
 
     def _keep_only_used(self) -> None:
+        if self._building:
+            return
         used: set[tuple[Any, ...]] = set()
         for configuration in (self._current, *(retired.configuration for retired in self._retired)):
             if configuration is not None:
@@ -255,12 +270,12 @@ class Server:
 
     def _poll(self, new: Configuration) -> None:
         """Look for changes as the last ``reload`` directive says."""
-        self._log.info(f"Running configuration SHA512 = {new.digest}")
         if self._polling is not None:
             self._polling.cancel()
             self._polling = None
         intervals = [plugin.interval for plugin in new.plugins if isinstance(plugin, Reload)]
         if intervals:
+            self._log.info(f"Running configuration SHA512 = {new.digest}")
             self._polling = asyncio.create_task(self._poll_every(intervals[-1]))
 
     async def _poll_every(self, seconds: float) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import Sequence
 from typing import Final
 
@@ -103,9 +104,12 @@ class Health(Plugin):
 
     async def _request(self) -> None:
         host, port = listen_address(self._address)
-        reader, writer = await asyncio.open_connection(host or "localhost", port)
-        try:
-            writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-            await reader.read(limits.HTTP_HEAD)
-        finally:
-            writer.close()
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host or "localhost", port, type=socket.SOCK_STREAM)
+        # As the listener chooses: an IPv4 address if there is one.
+        family, *_, address = min(found, key=lambda info: info[0] != socket.AF_INET)
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
+            sock.setblocking(False)
+            await loop.sock_connect(sock, address)
+            await loop.sock_sendall(sock, b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+            await loop.sock_recv(sock, limits.HTTP_HEAD)

@@ -1,8 +1,14 @@
 """Corefile → Configuration: endpoints, order, shared HTTP addresses."""
 
+from pathlib import Path
+
+import pytest
+
 from kdns.build import Endpoint, build
+from kdns.errors import KdnsError
 from kdns.name import from_text
 from kdns.plugin import Process
+from tests.certificates import make_certificate
 from tests.support import parse
 
 
@@ -34,6 +40,14 @@ def test_blocks_share_http_addresses() -> None:
     assert {address: set(service.paths) for address, service in configuration.http.items()} == {
         ":9153": {"/metrics", "/health"}
     }
+
+
+def test_one_http_address_is_either_plain_or_encrypted(tmp_path: Path) -> None:
+    make_certificate(tmp_path)
+    (tmp_path / "web.yml").write_text("tls_server_config: {cert_file: localhost.crt, key_file: localhost.key}\n")
+    text = f"a. {{\n prometheus :9153\n}}\nb. {{\n prometheus :9153 {{\n tls {tmp_path}/web.yml\n }}\n}}\n"
+    with pytest.raises(KdnsError, match="cannot serve http://:9153 - both with and without tls"):
+        build(Process(), parse(text), 1053)
 
 
 def test_networks_become_reverse_zones() -> None:

@@ -17,6 +17,7 @@ from kdns.server import Server
 from tests.support import answers, ask, captured_log, free_port, installed, parse, serving
 
 LIVES: list[str] = []
+LINGER = asyncio.Event()
 
 
 class Fixed(Plugin):
@@ -43,6 +44,8 @@ class Fixed(Plugin):
             raise RuntimeError("a bug in start")
         if self.how == "hangs":
             await asyncio.sleep(60)
+        if self.how == "lingers":
+            await LINGER.wait()
 
     async def stop(self) -> None:
         LIVES.append(f"stop {self.address[3]}")
@@ -70,6 +73,7 @@ class Kept:
 @pytest.fixture(autouse=True)
 def fixed_directive() -> object:
     LIVES.clear()
+    LINGER.clear()
     with installed(Fixed):
         yield
 
@@ -94,12 +98,12 @@ async def test_udp_and_tcp_on_all_addresses() -> None:
 
 
 async def test_a_good_reload_changes_the_answers_and_keeps_the_socket() -> None:
-    text = ". {\n fixed 10.0.0.1\n}\n"
+    text = ". {\n fixed 10.0.0.1\n reload\n}\n"
     async with serving(lambda: text) as server:
         port = server.ports[0]
         assert await address(port) == "10.0.0.1"
         assert not await server.reload()
-        text = ". {\n fixed 10.0.0.2\n}\n"
+        text = ". {\n fixed 10.0.0.2\n reload\n}\n"
         with captured_log() as log:
             assert await server.reload()
         assert log.matching("Reloading complete") and log.matching("Running configuration SHA512 = ")
@@ -315,3 +319,44 @@ async def test_kdns_asks_itself() -> None:
         assert (await server.process.ask(query)).answer[0].rdata == b"\x0a\0\0\2"
         gone = query.replace(listener=Listener("dns://:1"))
         assert "nothing listens" in (await server.process.ask(gone)).error
+
+
+async def test_what_a_reload_has_begun_to_use_is_not_closed_under_it() -> None:
+    text = ". {\n fixed 10.0.0.1\n}\n"
+    async with serving(lambda: text) as server:
+        text = ". {\n fixed 10.0.0.2\n}\n"
+        assert await server.reload()
+        text = ". {\n fixed 10.0.0.3 lingers\n}\n"
+        reloading = asyncio.create_task(server.reload())
+        while "start 3" not in LIVES:
+            await asyncio.sleep(0.001)
+        server._let_go(server._retired[0])
+        LINGER.set()
+        assert await reloading
+        assert "close 3" not in LIVES and await address(server.ports[0]) == "10.0.0.3"
+
+
+async def test_the_end_does_not_wait_for_a_reload_that_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "GRACE", 0.05)
+    text = ". {\n fixed 10.0.0.1\n}\n"
+    async with serving(lambda: text) as server:
+        text = ". {\n fixed 10.0.0.2 hangs\n}\n"
+        reloading = asyncio.create_task(server.reload())
+        while "start 2" not in LIVES:
+            await asyncio.sleep(0.001)
+        await server.stop()
+        reloading.cancel()
+        await asyncio.gather(reloading, return_exceptions=True)
+
+
+async def test_a_corefile_that_stays_unreadable_is_told_of_once() -> None:
+    text = ". {\n fixed 10.0.0.1\n}\n"
+    async with serving(lambda: text) as server:
+        text = ". {"
+        with captured_log() as log:
+            for _ in range(3):
+                assert not await server.reload()
+            assert len(log.matching("reload failed")) == 1
+            text = ". {\n fixed {"
+            assert not await server.reload()
+            assert len(log.matching("reload failed")) == 2
