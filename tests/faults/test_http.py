@@ -66,6 +66,7 @@ async def test_garbage_and_slow_requests_harm_nobody(served: tuple[Kdns, Ports])
             assert (await http_get(port, path))[0] == 200
         for writer in writers:
             writer.close()
+        await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
     assert beat.fine, vars(beat)
 
 
