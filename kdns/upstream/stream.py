@@ -112,8 +112,13 @@ class Stream(asyncio.Protocol):
         """The handshake is over: send what has been asked meanwhile."""
         assert isinstance(transport, asyncio.Transport)  # noqa: S101 - asyncio's own promise, said for the type checker
         self._transport = transport
-        self.open = True
         self.local = (transport.get_extra_info("sockname") or self.local)[:2]
+        if self.local == (transport.get_extra_info("peername") or ())[:2]:
+            # Nobody listens, and chance gave us the very port that we connect to: TCP connects a socket with itself.
+            self.fail(UpstreamError(f"{self.dials}: connect: connection refused"))
+            transport.abort()
+            return
+        self.open = True
         transport.write(b"".join(self._unsent))
         self._unsent.clear()
         self.close_if_done()

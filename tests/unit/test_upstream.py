@@ -766,6 +766,18 @@ async def test_a_server_that_closes_in_the_middle_of_a_query_fails_it(world: Wor
     assert fake.names["example.org."] == 2, "two attempts for one server"
 
 
+async def test_a_connection_with_ourselves_is_none(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with FakeUpstream(tcp=False) as fake:
+        loop = asyncio.get_running_loop()
+        connect = loop.create_connection
+        here = ("127.0.0.1", fake.port)
+        monkeypatch.setattr(
+            loop, "create_connection", lambda make, *where, **how: connect(make, *where, **how | {"local_addr": here})
+        )
+        reply = await world.group(fake, force_tcp=True, max_attempts=1).ask(ask_for())
+    assert reply.error == f"dial tcp {fake.address}: connect: connection refused"
+
+
 async def test_nobody_listens_on_tcp(world: World) -> None:
     async with FakeUpstream(tcp=False) as fake:
         reply = await world.group(fake, force_tcp=True).ask(ask_for())
