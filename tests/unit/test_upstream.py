@@ -767,14 +767,20 @@ async def test_a_server_that_closes_in_the_middle_of_a_query_fails_it(world: Wor
 
 
 async def test_a_connection_with_ourselves_is_none(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with FakeUpstream(tcp=False) as fake:
-        loop = asyncio.get_running_loop()
-        connect = loop.create_connection
-        here = ("127.0.0.1", fake.port)
-        monkeypatch.setattr(
-            loop, "create_connection", lambda make, *where, **how: connect(make, *where, **how | {"local_addr": here})
-        )
-        reply = await world.group(fake, force_tcp=True, max_attempts=1).ask(ask_for())
+    loop = asyncio.get_running_loop()
+    connect = loop.create_connection
+    # The fake holds its port for UDP only: somebody else may have it for TCP.
+    for _ in range(10):
+        async with FakeUpstream(tcp=False) as fake:
+            here = ("127.0.0.1", fake.port)
+            monkeypatch.setattr(
+                loop,
+                "create_connection",
+                lambda make, *where, here=here, **how: connect(make, *where, **how | {"local_addr": here}),
+            )
+            reply = await world.group(fake, force_tcp=True, max_attempts=1).ask(ask_for())
+        if "already in use" not in reply.error:
+            break
     assert reply.error == f"dial tcp {fake.address}: connect: connection refused"
 
 
