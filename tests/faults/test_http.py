@@ -65,7 +65,7 @@ async def test_garbage_and_slow_requests_harm_nobody(served: tuple[Kdns, Ports])
         for port, path in ((ports.health, "/health"), (ports.ready, "/ready"), (ports.metrics, "/metrics")):
             assert (await http_get(port, path))[0] == 200
         for writer in writers:
-            writer.close()
+            writer.transport.abort()
         await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
     assert beat.fine, vars(beat)
 
