@@ -75,7 +75,6 @@ RCODES: Final[dict[int, str]] = {
 _RCODE_NUMBERS: Final = {text: number for number, text in RCODES.items()} | {"BADSIG": 16}
 
 QUERY: Final = 0
-OPCODES: Final[dict[int, str]] = {0: "QUERY", 1: "IQUERY", 2: "STATUS", 4: "NOTIFY", 5: "UPDATE"}
 
 # Header flags, as bits of the 16-bit flags word.
 QR: Final = 0x8000

@@ -35,7 +35,7 @@ import asyncio
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, TypeVar
 
 import msgspec
 
@@ -135,13 +135,6 @@ class Facts:
         self.epoch += 1
         for forget in self._subscribers:
             forget(facts)
-
-
-class Closable(Protocol):
-    """Something in the Warehouse."""
-
-    def close(self) -> None:
-        """Nobody uses it any more."""
 
 
 class Warehouse:
@@ -249,13 +242,6 @@ class Site:
     def metrics(self) -> Metrics:
         """Where counters come from."""
         return self.process.metrics
-
-    @property
-    def zones_label(self) -> str:
-        """The block's zones as the ``zones`` metric label has them."""
-        from kdns.name import to_text
-
-        return ",".join(to_text(zone) for zone in self.zones)
 
     def keep(self, kind: str, key: tuple[Any, ...], make: Callable[[], T]) -> T:
         """Something that outlives a reload as long as a configuration asks for it under the same kind and key."""

@@ -316,7 +316,6 @@ def test_paths_are_relative_to_the_root() -> None:
 def test_labels_and_the_process_around() -> None:
     process = Process(clock=lambda: 5.0)
     site = Site(process, (NAME, b"\0"))
-    assert site.zones_label == "example.org.,."
     assert site.now() == 5.0
     assert (site.facts, site.metrics) == (process.facts, process.metrics)
     with captured_log() as log:
