@@ -230,7 +230,7 @@ async def test_any_port_is_one_that_is_free_for_udp_and_tcp(monkeypatch: pytest.
         async with serving(". {\n bind 127.0.0.1\n fixed 10.0.0.1\n}\n") as server:
             assert server.ports[0] != taken.getsockname()[1]
             assert answers(await ask(server.ports[0], "a.example.", tcp=True))
-    assert asked == [0, 0]
+    assert len(asked) >= 2 and set(asked) == {0}, "the second may have been taken, too"
 
 
 async def test_a_port_in_use_is_named() -> None:
