@@ -192,3 +192,17 @@ async def http_get(
         return int(head.split()[1]), body.decode()
     finally:
         writer.close()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something to come true, at most ten seconds."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+def edit(path: Path, text: str) -> None:
+    """Replace a file in one step, as a ConfigMap is."""
+    new = path.with_name(path.name + ".new")
+    new.write_text(text)
+    os.replace(new, path)

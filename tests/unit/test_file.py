@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,7 +31,7 @@ from kdns.plugin import EndOfChain, Process, Site
 from kdns.plugins.file import File
 from kdns.rdata import to_text
 from kdns.zone import BadZone
-from tests.support import ask, captured_log, parse, serving
+from tests.support import ask, captured_log, edit, parse, serving, until
 
 SOA = "@ 60 SOA ns hm {serial} 2 3 4 5\n"
 ZONE = SOA.format(serial=1) + "www A 192.0.2.1\next CNAME www.example.net.\n*.wild A 192.0.2.2\na.ent A 192.0.2.3\n"
@@ -69,19 +68,6 @@ async def below(query: Query) -> Reply:
 
 def answer(reply: Reply) -> list[str]:
     return [to_text(record.type, record.rdata) for record in reply.answer]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-def edit(path: Path, text: str) -> None:
-    """Replace a file in one step, as a ConfigMap is."""
-    new = path.with_name(path.name + ".new")
-    new.write_text(text)
-    os.replace(new, path)
 
 
 @pytest.fixture

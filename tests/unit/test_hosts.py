@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,7 +17,7 @@ from kdns.plugin import Process, Site
 from kdns.plugins import hosts
 from kdns.plugins.hosts import Hosts
 from kdns.rdata import to_text
-from tests.support import ask, captured_log, parse, serving
+from tests.support import ask, captured_log, edit, parse, serving, until
 
 HOSTS = """
 # comment
@@ -66,18 +64,6 @@ async def below(query: Query) -> Reply:
 
 def answer(reply: Reply) -> list[str]:
     return [f"{record.ttl} {to_text(record.type, record.rdata)}" for record in reply.answer]
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.005)
-
-
-def edit(path: Path, text: str) -> None:
-    new = path.with_name(path.name + ".new")
-    new.write_text(text)
-    os.replace(new, path)
 
 
 @pytest.fixture
