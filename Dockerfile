@@ -4,7 +4,7 @@
 
 FROM python:3.13-slim-trixie AS build
 WORKDIR /src
-COPY pyproject.toml README.md ./
+COPY pyproject.toml setup.py README.md ./
 COPY kdns kdns
 # The byte code is made here, and never checked against the sources: the root file system is read-only later.
 RUN pip install --no-cache-dir --no-compile --target /app . \

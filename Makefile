@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 TESTS ?= tests
+SOURCES := pyproject.toml setup.py $(wildcard kdns/*.pyx kdns/*.pxd kdns/native/*)
 
 .PHONY: run test check tests test-kube test-coredns bench fuzz clean
 
@@ -45,10 +46,10 @@ $(VENV)/python:
 	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(VENV)/run: $(VENV)/python pyproject.toml
+$(VENV)/run: $(VENV)/python $(SOURCES)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
 	@touch $@
 
-$(VENV)/dev: $(VENV)/python pyproject.toml
+$(VENV)/dev: $(VENV)/python $(SOURCES)
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev,kubeconfig]'
 	@touch $@

@@ -1,0 +1,48 @@
+"""Builds the compiled twins of kdns's hot modules; all the rest is in pyproject.toml.
+
+``KDNS_COMPILED`` says what happens without a C compiler: ``auto`` (the default) installs kdns without them, ``must``
+makes that an error, ``never`` does not even try.  `kdns.compiled` reads the same variable when kdns runs.
+``KDNS_CFLAGS`` adds compiler and linker flags, such as ``-fsanitize=address,undefined``.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+
+from setuptools import Extension, setup
+
+WANTED = os.environ.get("KDNS_COMPILED", "auto")
+FLAGS = shlex.split(os.environ.get("KDNS_CFLAGS", ""))
+
+TWINS: dict[str, list[str]] = {}
+"""Extension module → the sources that go into it."""
+
+
+def extensions() -> list[Extension]:
+    """The extension modules to build; empty for ``never``."""
+    if WANTED not in ("auto", "must", "never"):
+        raise SystemExit(f"KDNS_COMPILED is one of auto, must and never, not {WANTED!r}")
+    if WANTED == "never" or not TWINS:
+        return []
+    from Cython.Build import cythonize
+
+    return list(
+        cythonize(
+            [
+                Extension(
+                    module,
+                    sources,
+                    extra_compile_args=["-O2", *FLAGS],
+                    extra_link_args=FLAGS,
+                    optional=WANTED != "must",
+                )
+                for module, sources in TWINS.items()
+            ],
+            build_dir="build",
+            language_level=3,
+        )
+    )
+
+
+setup(ext_modules=extensions())
