@@ -15,7 +15,12 @@ from setuptools import Extension, setup
 WANTED = os.environ.get("KDNS_COMPILED", "auto")
 FLAGS = shlex.split(os.environ.get("KDNS_CFLAGS", ""))
 
-TWINS: dict[str, list[str]] = {}
+TWINS: dict[str, list[str]] = {
+    "kdns._packetcache": [
+        "kdns/_packetcache.pyx", "kdns/native/table.c", "kdns/native/names.c", "kdns/native/udp.c",
+        "kdns/native/threads.c",
+    ],
+}  # fmt: skip
 """Extension module → the sources that go into it."""
 
 

@@ -46,6 +46,8 @@ class Service(msgspec.Struct, frozen=True):
 
     routes: Routes
     tls: ssl.SSLContext | None
+    sockets: int = 0
+    """UDP sockets for each address, each with a native thread; 0: one, without."""
 
 
 class HttpService(msgspec.Struct, frozen=True):
@@ -133,6 +135,7 @@ class _Chains:
         self._zones: dict[Endpoint, dict[Name, Next | None]] = {}
         self._any_class: set[Endpoint] = set()
         self._tls: dict[Endpoint, ssl.SSLContext | None] = {}
+        self._sockets: dict[Endpoint, int] = {}
         self._hosts: dict[tuple[str, Name, int], str] = {}
 
     def add(self, block: ServerBlock, site: Site, chain: Next | None, default_port: int) -> None:
@@ -143,6 +146,7 @@ class _Chains:
             self._check(block, key, endpoint, site)
             self._zones.setdefault(endpoint, {})[key.zone] = chain
             self._tls[endpoint] = self._tls.get(endpoint) or site.tls
+            self._sockets.setdefault(endpoint, site.sockets)
             if _CHAOS & site.plugins.keys():
                 self._any_class.add(endpoint)
             labels.append(endpoint.label)
@@ -151,7 +155,7 @@ class _Chains:
     def services(self) -> dict[Endpoint, Service]:
         """All endpoints with their routes."""
         return {
-            endpoint: Service(Routes(zones, endpoint in self._any_class), self._tls[endpoint])
+            endpoint: Service(Routes(zones, endpoint in self._any_class), self._tls[endpoint], self._sockets[endpoint])
             for endpoint, zones in self._zones.items()
         }
 

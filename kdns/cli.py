@@ -18,6 +18,7 @@ from typing import Final
 from kdns import __version__, corefile, log, plugins
 from kdns.corefile import Corefile
 from kdns.errors import KdnsError
+from kdns.listen.loop import new_event_loop
 from kdns.plugin import ORDER
 from kdns.server import Server
 
@@ -45,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.write(_plugins_text())
         return 0
     try:
-        return asyncio.run(_serve(options))
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            return runner.run(_serve(options))
     except (KdnsError, OSError) as error:
         log.flush()
         sys.stderr.write(f"{error}\n")

@@ -15,6 +15,8 @@ UDP_BATCH: Final = 64
 """Datagrams answered per wake-up of a socket, so that timers and other sockets get their turn."""
 UDP_LAST_BATCHES: Final = 64
 """Batches still read from a socket that is about to be closed: more than its receive buffer holds."""
+UDP_QUEUE: Final = 2**20
+"""Octets of queries that one native thread has handed to Python; more are let go (kdns_udp_overflows_total)."""
 EDNS_OPTIONS: Final = 64
 """EDNS options read in one OPT; a query with more is a FORMERR."""
 NAME_POINTERS: Final = 126

@@ -24,6 +24,7 @@ from collections.abc import Iterable
 from math import floor
 from typing import Final, TypeAlias
 
+from kdns.compiled import twin
 from kdns.message import AAAA, FOREVER, OPT, OPTION_COOKIE, OPTION_PADDING, TC, A, Duty, Fact, Lease, Report
 from kdns.metrics import Metrics
 from kdns.standing import Standing
@@ -143,6 +144,19 @@ class Line:
         return self._end.newer
 
 
+class Counts:
+    """The metrics of a packet cache."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        name = "kdns_packetcache_"
+        self.hits = metrics.counter(name + "hits_total", "Queries answered from the packet cache.").cell()
+        self.misses = metrics.counter(name + "misses_total", "Queries that went to the chain.").cell()
+        self.entries = metrics.gauge(name + "entries", "Replies in the packet cache.").cell()
+        self.bytes = metrics.gauge(name + "bytes", "Memory that these replies take.").cell()
+        self.evicted = metrics.counter(name + "evictions_total", "Replies let go for want of room.").cell()
+        self.dropped = metrics.counter(name + "dropped_total", "Replies dropped because a fact changed.").cell()
+
+
 class PacketCache:
     """The table, bounded by entries and by octets.  Call it from one thread only.
 
@@ -151,8 +165,7 @@ class PacketCache:
     """
 
     __slots__ = (
-        "_bytes", "_door", "_dropped", "_entries", "_evicted", "_hits", "_misses", "_old", "_standing", "_table",
-        "_used", "_young", "max_bytes", "max_entries",
+        "_counts", "_door", "_misses", "_old", "_standing", "_table", "_used", "_young", "max_bytes", "max_entries",
     )  # fmt: skip
 
     def __init__(self, max_entries: int, max_bytes: int, metrics: Metrics) -> None:
@@ -162,17 +175,22 @@ class PacketCache:
         self._young, self._old = Line(), Line()
         self._used = 0
         self._door = bytearray(_DOOR)
-        name = "kdns_packetcache_"
-        self._hits = metrics.counter(name + "hits_total", "Queries answered from the packet cache.").cell()
-        self._misses = metrics.counter(name + "misses_total", "Queries that went to the chain.").cell()
-        self._entries = metrics.gauge(name + "entries", "Replies in the packet cache.").cell()
-        self._bytes = metrics.gauge(name + "bytes", "Memory that these replies take.").cell()
-        self._evicted = metrics.counter(name + "evictions_total", "Replies let go for want of room.").cell()
-        self._dropped = metrics.counter(name + "dropped_total", "Replies dropped because a fact changed.").cell()
+        self._counts = Counts(metrics)
+        self._misses = self._counts.misses
         metrics.before_scrape(self.settle)
 
     def __len__(self) -> int:
         return len(self._table)
+
+    @property
+    def lines(self) -> tuple[int, int]:
+        """Young and old entries."""
+        return self._young.count, self._old.count
+
+    @property
+    def facts(self) -> int:
+        """How many facts something here stands on."""
+        return len(self._standing)
 
     def get(self, scope: bytes, packet: bytes, now: float) -> bytes | None:
         """The whole reply to this packet, any packet; None: ask the chain."""
@@ -236,12 +254,12 @@ class PacketCache:
         for fact in facts:
             for entry in self._standing.on(fact):
                 self._remove(entry)
-                self._dropped.value += 1
+                self._counts.dropped.value += 1
 
     def settle(self) -> None:
         """Pay what is owed for all hits so far, so that every counter is up to date; runs before each scrape."""
-        self._entries.value = len(self._table)
-        self._bytes.value = self._used
+        self._counts.entries.value = len(self._table)
+        self._counts.bytes.value = self._used
         for entry in self._table.values():
             if entry.hits != entry.paid:
                 self._pay(entry)
@@ -333,20 +351,27 @@ class PacketCache:
             self._old.append(entry)
             chances -= not young
         self._remove(entry)
-        self._evicted.value += 1
+        self._counts.evicted.value += 1
 
     def _pay(self, entry: Entry) -> None:
         """Settle what is owed for one entry."""
         replays = entry.hits - entry.paid
         if replays:
             entry.paid = entry.hits
-            self._hits.value += replays
+            self._counts.hits.value += replays
             query_octets, reply_octets, _ = entry.octets
             for duty in entry.duties:
                 duty(replays, query_octets, reply_octets)
             if entry.report is not None:
                 # Replays take no time worth a bucket.
                 entry.report(replays, query_octets, reply_octets, 0.0)
+
+
+def packet_cache(max_entries: int, max_bytes: int, metrics: Metrics) -> PacketCache:
+    """The compiled twin where it is built, else the Python one; see `kdns.compiled`."""
+    compiled = twin("kdns._packetcache")
+    cache: PacketCache = (PacketCache if compiled is None else compiled.PacketCache)(max_entries, max_bytes, metrics)
+    return cache
 
 
 def storage_key(scope: bytes, packet: bytes) -> Key | None:

@@ -220,6 +220,8 @@ class Site:
         """The block's plugins by directive, complete once all are set up: look others up in ``start`` or later."""
         self.bind: tuple[str, ...] = ()
         """Addresses to listen on (the ``bind`` directive); empty = all."""
+        self.sockets = 0
+        """UDP sockets for each address, each with a native thread (the ``multisocket`` directive); 0: one, without."""
         self.tls: ssl.SSLContext | None = None
         """For the block's encrypted listeners (the ``tls`` directive)."""
         self.http: list[HttpPath] = []

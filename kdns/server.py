@@ -24,10 +24,10 @@ from kdns.corefile import Corefile
 from kdns.errors import KdnsError
 from kdns.handler import Handler
 from kdns.listen import stream, udp
-from kdns.listen.sockets import Sockets, open_dns, open_http
+from kdns.listen.sockets import Sockets, open_datagram_again, open_dns, open_http
 from kdns.message import SERVFAIL, Query, Reply, failure
 from kdns.name import to_text
-from kdns.packetcache import PacketCache
+from kdns.packetcache import packet_cache
 from kdns.plugin import Plugin, Process
 from kdns.plugins.reload import Reload
 
@@ -41,7 +41,7 @@ class Server:
         self.process.ask = self._ask
         self._load = load
         self._port = port
-        self._packets = PacketCache(limits.PACKET_CACHE_ENTRIES, limits.PACKET_CACHE_BYTES, self.process.metrics)
+        self._packets = packet_cache(limits.PACKET_CACHE_ENTRIES, limits.PACKET_CACHE_BYTES, self.process.metrics)
         self.process.facts.subscribe(self._packets.forget)
         self._current: Configuration | None = None
         self._building = False
@@ -159,9 +159,9 @@ class Server:
                 new = build(self.process, corefile, self._port)
                 self._make_way(new.services)
                 dns = {
-                    endpoint: open_dns(endpoint.label, endpoint.scheme, endpoint.host, endpoint.port, opened)
-                    for endpoint in new.services
-                    if endpoint not in self._endpoints
+                    endpoint: self._open(endpoint, service, opened)
+                    for endpoint, service in new.services.items()
+                    if endpoint not in self._endpoints or self._endpoints[endpoint].sockets != service.sockets
                 }
                 http = {address: open_http(address, opened) for address in new.http if address not in self._http}
                 for plugin in new.plugins:
@@ -175,6 +175,15 @@ class Server:
             opened.pop_all()
         self._building = False
         self._put_in_force(new, dns, http)
+
+    def _open(self, endpoint: Endpoint, service: Service, opened: contextlib.ExitStack) -> Sockets:
+        """The sockets of an endpoint that is new, or is to have another number of them for UDP."""
+        serving = self._endpoints.get(endpoint)
+        if serving is None:
+            place = endpoint.label, endpoint.scheme, endpoint.host, endpoint.port
+            return open_dns(*place, opened, service.sockets)
+        old = [listener.sock for listener in serving.datagram]
+        return Sockets(open_datagram_again(endpoint.label, old, opened, service.sockets), [])
 
     def _make_way(self, wanted: Iterable[Endpoint]) -> None:
         """Close what an older configuration has left open where the new one wants to listen again."""
@@ -193,6 +202,8 @@ class Server:
         for endpoint, service in new.services.items():
             if endpoint in self._endpoints:
                 self._endpoints[endpoint].use(service)
+                if endpoint in dns:
+                    self._replace_datagram(endpoint, service, dns[endpoint])
             else:
                 self._endpoints[endpoint] = self._serve(endpoint, service, dns[endpoint])
         self._packets.clear()
@@ -209,15 +220,39 @@ class Server:
 
     def _serve(self, endpoint: Endpoint, service: Service, opened: Sockets) -> _Serving:
         handler = Handler(self.process, self._packets, service.routes)
-        label, metrics = endpoint.label, self.process.metrics
-        listeners: list[udp.UdpListener | stream.StreamListener] = [
-            udp.UdpListener(sock, handler, self._packets, label, self._scope(), metrics) for sock in opened.datagram
-        ]
-        listeners += [
-            stream.StreamListener(sock, handler, self._packets, label, self._scope(), metrics, service.tls)
+        datagram = self._datagram(endpoint, service, opened, handler)
+        streams = [
+            stream.StreamListener(
+                sock, handler, self._packets, endpoint.label, self._scope(), self.process.metrics, service.tls
+            )
             for sock in opened.stream
         ]
-        return _Serving(handler, listeners)
+        return _Serving(handler, datagram, streams, service.sockets)
+
+    def _datagram(
+        self, endpoint: Endpoint, service: Service, opened: Sockets, handler: Handler
+    ) -> list[udp.UdpListener]:
+        # Sockets that share an address share their answers, too.
+        scopes = {sock.family: self._scope() for sock in opened.datagram}
+        return [
+            udp.UdpListener(
+                sock, handler, self._packets, endpoint.label, scopes[sock.family], self.process.metrics,
+                threaded=bool(service.sockets),
+            )
+            for sock in opened.datagram
+        ]  # fmt: skip
+
+    def _replace_datagram(self, endpoint: Endpoint, service: Service, opened: Sockets) -> None:
+        """Go over to another number of UDP sockets; what the old ones hold is answered first."""
+        serving = self._endpoints[endpoint]
+        old, serving.datagram = serving.datagram, self._datagram(endpoint, service, opened, serving.handler)
+        serving.sockets = service.sockets
+        heirs = {listener.sock.family: listener for listener in serving.datagram}
+        for listener in old:
+            listener.hand_over(heirs[listener.sock.family])
+        if not service.sockets:
+            for listener in serving.datagram:
+                udp.share(listener.sock, False)
 
     def _scope(self) -> bytes:
         return next(self._scopes).to_bytes(4, "big")
@@ -297,11 +332,19 @@ class Server:
         return failure(SERVFAIL, f"nothing listens on {query.listener.server} any more")
 
 
-class _Serving(msgspec.Struct, frozen=True):
+class _Serving(msgspec.Struct):
     """One Endpoint that is served."""
 
     handler: Handler
-    listeners: list[udp.UdpListener | stream.StreamListener]
+    datagram: list[udp.UdpListener]
+    streams: list[stream.StreamListener]
+    sockets: int
+    """As in `build.Service`."""
+
+    @property
+    def listeners(self) -> list[udp.UdpListener | stream.StreamListener]:
+        """All that listens."""
+        return [*self.datagram, *self.streams]
 
     @property
     def waiting(self) -> int:
@@ -311,9 +354,8 @@ class _Serving(msgspec.Struct, frozen=True):
     def use(self, service: Service) -> None:
         """Reload: answer what is asked from now on like this."""
         self.handler.routes = service.routes
-        for listener in self.listeners:
-            if isinstance(listener, stream.StreamListener):
-                listener.use(service.tls)
+        for listener in self.streams:
+            listener.use(service.tls)
 
     def stop_reading(self) -> None:
         """Take no more queries."""

@@ -18,12 +18,25 @@ import dns.flags
 import dns.message
 import dns.query
 import dns.rdatatype
+import pytest
 
 from kdns import build, corefile, log, plugins
+from kdns.compiled import VARIABLE
 from kdns.plugin import Plugin
 from kdns.server import Server
 
 ROOT = Path(__file__).resolve().parent.parent
+
+TWINS = ("python", "compiled")
+"""What `use_twin` takes: tests of what has a compiled twin run on both."""
+
+
+def use_twin(twin: str, monkeypatch: pytest.MonkeyPatch, module: str = "kdns._packetcache") -> str:
+    """Let kdns choose this twin; skips where the compiled one is not built, unless the environment demands it."""
+    if twin == "compiled" and os.environ.get(VARIABLE) != "must":
+        pytest.importorskip(module, reason="not compiled here", exc_type=ImportError)
+    monkeypatch.setenv(VARIABLE, "must" if twin == "compiled" else "never")
+    return twin
 
 
 class Lines(log.Sink):

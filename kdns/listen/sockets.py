@@ -16,7 +16,7 @@ from kdns.values import listen_address
 _WILDCARDS: Final = ("0.0.0.0", "::")  # noqa: S104 - CoreDNS listens on all addresses unless told otherwise
 
 _ATTEMPTS: Final = 20
-"""For port 0: what the kernel gives for UDP may be in use for TCP."""
+"""For port 0: what the kernel gives for TCP may be in use for UDP."""
 
 
 class ListenError(KdnsError):
@@ -30,10 +30,11 @@ class Sockets(msgspec.Struct, frozen=True):
     stream: list[socket.socket]
 
 
-def open_dns(label: str, scheme: str, host: str, port: int, opened: contextlib.ExitStack) -> Sockets:
+def open_dns(label: str, scheme: str, host: str, port: int, opened: contextlib.ExitStack, count: int = 0) -> Sockets:
     """Open the sockets for DNS on ``host`` and ``port``; ``label`` names them in errors, ``opened`` can close them.
 
-    Scheme ``tls`` has no UDP.  Without a host both address families are served, or the one that this machine has.
+    Scheme ``tls`` has no UDP; otherwise there are ``count`` UDP sockets for each address, or one that is nobody else's
+    when it is 0.  Without a host both address families are served, or the one that this machine has.
     Port 0 means any, but the same one for all sockets.  Raises ListenError.
     """
     attempts = 1 if port else _ATTEMPTS
@@ -41,7 +42,7 @@ def open_dns(label: str, scheme: str, host: str, port: int, opened: contextlib.E
         attempts -= 1
         with contextlib.ExitStack() as trial:
             try:
-                sockets = _open_dns(label, scheme, host, port, trial)
+                sockets = _open_dns(label, scheme, host, port, trial, count)
             except ListenError:
                 if not attempts:
                     raise
@@ -50,15 +51,15 @@ def open_dns(label: str, scheme: str, host: str, port: int, opened: contextlib.E
             return sockets
 
 
-def _open_dns(label: str, scheme: str, host: str, port: int, opened: contextlib.ExitStack) -> Sockets:
+def _open_dns(label: str, scheme: str, host: str, port: int, opened: contextlib.ExitStack, count: int) -> Sockets:
     sockets = Sockets([], [])
     for address in (host,) if host else _WILDCARDS:
         try:
-            if scheme == "dns":
-                sockets.datagram.append(_closing(udp.open_socket(address, port), opened))
-                port = port or sockets.datagram[0].getsockname()[1]
+            # TCP first: it is nobody else's, even where UDP sockets share an address.
             sockets.stream.append(_closing(stream.open_socket(address, port), opened))
             port = port or sockets.stream[0].getsockname()[1]
+            if scheme == "dns":
+                sockets.datagram.extend(_open_datagram(address, port, opened, count))
         except OSError as error:
             if not host and error.errno in _NO_FAMILY:
                 continue
@@ -66,6 +67,28 @@ def _open_dns(label: str, scheme: str, host: str, port: int, opened: contextlib.
     if not sockets.stream:
         raise ListenError(f"cannot listen on {label}: this machine has no address family for it")
     return sockets
+
+
+def open_datagram_again(
+    label: str, old: list[socket.socket], opened: contextlib.ExitStack, count: int
+) -> list[socket.socket]:
+    """Other UDP sockets for the addresses of ``old`` ones, which stay open; ``count`` as in `open_dns`.
+
+    Raises ListenError.  Whoever closes one group then calls `udp.share` for what is left, if that is one socket.
+    """
+    found: list[socket.socket] = []
+    for sock in old:
+        udp.share(sock, True)
+    for host, port in dict.fromkeys(sock.getsockname()[:2] for sock in old):
+        try:
+            found += _open_datagram(host, port, opened, count or 1)
+        except OSError as error:
+            raise ListenError(f"cannot listen on {label}: {_reason(host, port, error)}") from error
+    return found
+
+
+def _open_datagram(host: str, port: int, opened: contextlib.ExitStack, count: int) -> list[socket.socket]:
+    return [_closing(udp.open_socket(host, port, count > 0), opened) for _ in range(count or 1)]
 
 
 def open_http(address: str, opened: contextlib.ExitStack) -> list[socket.socket]:

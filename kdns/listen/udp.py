@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from typing import Any, Final
 
 from kdns import limits
+from kdns.compiled import twin
 from kdns.handler import Handler, Waiting
 from kdns.message import Listener
 from kdns.metrics import Cell, Metrics
@@ -24,8 +26,10 @@ _ANY_INTERFACE: Final = bytes(4)
 _RECEIVE_BUFFER: Final = 4 * 2**20
 
 
-def open_socket(host: str, port: int) -> socket.socket:
+def open_socket(host: str, port: int, shared: bool = False) -> socket.socket:
     """A bound non-blocking UDP socket; ``host`` is an address without zone, port 0 takes any.  Raises OSError.
+
+    ``shared``: further sockets of ours may be bound to the same address (SO_REUSEPORT).
 
     A wildcard socket learns which address was asked (IP_PKTINFO), so that the answer comes from there: clients and
     connection tracking drop answers from another one.
@@ -40,6 +44,7 @@ def open_socket(host: str, port: int) -> socket.socket:
                 sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
             else:
                 sock.setsockopt(socket.IPPROTO_IP, _IP_PKTINFO, 1)
+        share(sock, shared)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
         sock.bind((host, port))
         sock.setblocking(False)
@@ -49,30 +54,63 @@ def open_socket(host: str, port: int) -> socket.socket:
     return sock
 
 
+def share(sock: socket.socket, shared: bool) -> None:
+    """Whether other sockets of ours may be bound to the address of this one."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
+
+
 def is_wildcard(host: str) -> bool:
     """Whether a socket bound to this address answers for all of the host's."""
     return host in ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
 
 
 class UdpListener:
-    """Reads one UDP socket and answers what comes in."""
+    """Reads one UDP socket and answers what comes in, on the twin that its packet cache is of (see `kdns.compiled`).
+
+    ``threaded``: a native thread reads the socket and answers what the packet cache knows; the compiled twin only.
+    """
 
     def __init__(
-        self, sock: socket.socket, handler: Handler, packets: PacketCache, server: str, scope: bytes, metrics: Metrics
+        self,
+        sock: socket.socket,
+        handler: Handler,
+        packets: PacketCache,
+        server: str,
+        scope: bytes,
+        metrics: Metrics,
+        threaded: bool = False,
     ) -> None:
         host, port = sock.getsockname()[:2]
         self.sock = sock
         self._handler = handler
-        self._packets = packets
-        self._scope = scope
-        self._listener = Listener(server, "udp", (host, port), "2" if sock.family == socket.AF_INET6 else "1")
-        self._wildcard = is_wildcard(host)
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._bequeathed: list[Any] = []
+        """Receivers of earlier listeners, whose late answers go through this one's socket."""
+        self._loop = asyncio.get_running_loop()
+        listener = Listener(server, "udp", (host, port), "2" if sock.family == socket.AF_INET6 else "1")
+        self._receiver: Any
+        if isinstance(packets, PacketCache):
+            self._receiver = Receiver(sock, is_wildcard(host), packets, scope, handler.handle, self._late, listener)
+        else:
+            self._receiver = twin("kdns._packetcache").Receiver(
+                sock.fileno(), is_wildcard(host), packets, scope, handler.handle, self._late, listener,
+                limits.UDP_QUEUE if threaded else 0,
+            )  # fmt: skip
         self._unsent: Cell = metrics.counter(
             "kdns_udp_unsent_total", "Replies that the kernel would not take.", ("server",)
         ).cell(server)
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(sock.fileno(), self._drain_wildcard if self._wildcard else self._drain)
+        self._overflows: Cell = metrics.counter(
+            "kdns_udp_overflows_total", "Queries let go because a native thread's queue was full.", ("server",)
+        ).cell(server)
+        self._counted = (0, 0)
+        self._no_scrape = metrics.before_scrape(self._settle)
+        self._direct = getattr(self._loop, "direct", None)
+        self._watched = self._receiver.fileno()
+        self._loop.add_reader(self._watched, self._receiver.drain)
+        if self._direct is not None and self._watched == sock.fileno() and not isinstance(packets, PacketCache):
+            self._direct.attach(self._receiver)
+        else:
+            self._direct = None
 
     @property
     def waiting(self) -> int:
@@ -81,21 +119,96 @@ class UdpListener:
 
     def stop_reading(self) -> None:
         """Answer what the socket holds, then read no more; what waits is still answered."""
-        for _ in range(limits.UDP_LAST_BATCHES):
-            (self._drain_wildcard if self._wildcard else self._drain)()
-        self._loop.remove_reader(self.sock.fileno())
+        self._leave()
+        self._receiver.stop()
 
     def close(self) -> None:
         """Let go of the socket and of every query that still waits."""
-        self._loop.remove_reader(self.sock.fileno())
+        self._leave()
         for task in self._tasks:
             task.cancel()
+        for receiver in (self._receiver, *self._bequeathed):
+            receiver.close()
+        self._settle()
+        self._no_scrape()
         self.sock.close()
+
+    def hand_over(self, heir: UdpListener) -> None:
+        """Answer what the socket holds, then close it; what waits is answered through the heir's (same address)."""
+        self.stop_reading()
+        self._receiver.send_through(heir.sock)
+        heir._bequeathed += [self._receiver, *self._bequeathed]
+        for task in self._tasks:
+            heir._tasks.add(task)
+            task.add_done_callback(heir._tasks.discard)
+        self._settle()
+        self._no_scrape()
+        self.sock.close()
+
+    def _leave(self) -> None:
+        if self._direct is not None:
+            self._direct.detach(self._receiver)
+        self._loop.remove_reader(self._watched)
+
+    def _late(self, waiting: Waiting, back: Any) -> None:
+        """A query waits for something: a task sends the answer later."""
+        task = self._loop.create_task(self._handler.finish(waiting, back.send))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _settle(self) -> None:
+        unsent, overflows = self._receiver.unsent, self._receiver.overflows
+        self._unsent.value += unsent - self._counted[0]
+        self._overflows.value += overflows - self._counted[1]
+        self._counted = unsent, overflows
+
+
+class Receiver:
+    """Reads a UDP socket, answers what the packet cache knows, and puts everything else to the handler.
+
+    The Python twin of ``kdns._packetcache.Receiver``: ``handle(packet, peer, listener, scope)`` gives the reply's
+    octets, None for silence, or something else: then ``late(that, back)`` is called, and ``back.send(reply)`` answers
+    later.
+    """
+
+    overflows = 0
+    """Only a native thread has a queue that can be full."""
+
+    def __init__(
+        self, sock: socket.socket, wildcard: bool, packets: PacketCache, scope: bytes,
+        handle: Callable[[bytes, tuple[str, int], Listener, bytes], bytes | Waiting | None],
+        late: Callable[[Waiting, Back], None], listener: Listener,
+    ) -> None:  # fmt: skip
+        self.sock = sock
+        self.unsent = 0
+        """Replies that the kernel would not take."""
+        self.closed = False
+        self._packets, self._scope = packets, scope
+        self._handle, self._late, self._listener = handle, late, listener
+        self._now = asyncio.get_running_loop().time
+        self.drain = self._drain_wildcard if wildcard else self._drain
+        """Reads and answers one batch."""
+
+    def fileno(self) -> int:
+        """What is readable when `drain` has something to do."""
+        return self.sock.fileno()
+
+    def stop(self) -> None:
+        """Answer what the socket holds, then read no more; late answers can still be sent."""
+        for _ in range(limits.UDP_LAST_BATCHES):
+            self.drain()
+
+    def send_through(self, sock: socket.socket) -> None:
+        """Send late answers through another socket of the same address."""
+        self.sock = sock
+
+    def close(self) -> None:
+        """Send nothing any more: the socket is about to be closed."""
+        self.closed = True
 
     def _drain(self) -> None:
         receive, send, answer = self.sock.recvfrom, self.sock.sendto, self._packets.get
-        scope = self._scope
-        now = self._loop.time()
+        scope, now = self._scope, self._now()
         for _ in range(limits.UDP_BATCH):
             try:
                 packet, peer = receive(limits.UDP_QUERY)
@@ -104,20 +217,17 @@ class UdpListener:
             except OSError:
                 # An ICMP error for an earlier reply, or a fault of this one read: the next datagram is another matter.
                 continue
-            reply = answer(scope, packet, now)
+            reply = answer(scope, packet, now) or self._ask(packet, peer, None)
             if reply is None:
-                reply = self._ask(packet, peer, None)
-                if reply is None:
-                    continue
+                continue
             try:
                 send(reply, peer)
             except OSError:
-                self._unsent.value += 1
+                self.unsent += 1
 
     def _drain_wildcard(self) -> None:
         receive, send, answer = self.sock.recvmsg, self.sock.sendmsg, self._packets.get
-        scope = self._scope
-        now = self._loop.time()
+        scope, now = self._scope, self._now()
         for _ in range(limits.UDP_BATCH):
             try:
                 packet, ancillary, _flags, peer = receive(limits.UDP_QUERY, _ANCILLARY)
@@ -128,33 +238,40 @@ class UdpListener:
             if ancillary and len(ancillary[0][2]) == _IN_PKTINFO:
                 # The source address is to be kept, the interface is for the routing table to choose.
                 ancillary = [(socket.IPPROTO_IP, _IP_PKTINFO, _ANY_INTERFACE + ancillary[0][2][4:])]
-            reply = answer(scope, packet, now)
+            reply = answer(scope, packet, now) or self._ask(packet, peer, ancillary)
             if reply is None:
-                reply = self._ask(packet, peer, ancillary)
-                if reply is None:
-                    continue
+                continue
             try:
                 send((reply,), ancillary, 0, peer)
             except OSError:
-                self._unsent.value += 1
+                self.unsent += 1
 
     def _ask(self, packet: bytes, peer: Any, ancillary: Any) -> bytes | None:
-        """The reply's bytes when they are to be had at once; a task sends them later when not."""
-        reply = self._handler.handle(packet, peer[:2], self._listener, self._scope)
+        """The reply's bytes when they are to be had at once."""
+        reply = self._handle(packet, peer[:2], self._listener, self._scope)
         if not isinstance(reply, Waiting):
             return reply
-        task = self._loop.create_task(
-            self._handler.finish(reply, lambda packed: self._send_late(packed, peer, ancillary))
-        )
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._late(reply, Back(self, peer, ancillary))
         return None
 
-    def _send_late(self, reply: bytes, peer: Any, ancillary: Any) -> None:
+
+class Back:
+    """The way back to an asker, for an answer that comes later."""
+
+    __slots__ = ("_ancillary", "_peer", "_receiver")
+
+    def __init__(self, receiver: Receiver, peer: Any, ancillary: Any) -> None:
+        self._receiver, self._peer, self._ancillary = receiver, peer, ancillary
+
+    def send(self, reply: bytes) -> None:
+        """Send the reply; one that the kernel does not take is counted."""
+        receiver = self._receiver
+        if receiver.closed:
+            return
         try:
-            if ancillary is None:
-                self.sock.sendto(reply, peer)
+            if self._ancillary is None:
+                receiver.sock.sendto(reply, self._peer)
             else:
-                self.sock.sendmsg((reply,), ancillary, 0, peer)
+                receiver.sock.sendmsg((reply,), self._ancillary, 0, self._peer)
         except OSError:
-            self._unsent.value += 1
+            receiver.unsent += 1

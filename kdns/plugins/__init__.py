@@ -30,6 +30,7 @@ BUILT_IN: Final[dict[str, str]] = {
     "log": "Log",
     "loop": "Loop",
     "metadata": "Metadata",
+    "multisocket": "Multisocket",
     "prometheus": "Prometheus",
     "ready": "Ready",
     "reload": "Reload",

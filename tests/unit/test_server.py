@@ -9,7 +9,7 @@ import pytest
 from kdns import limits
 from kdns.corefile import CorefileError, Directive
 from kdns.errors import KdnsError
-from kdns.listen import udp
+from kdns.listen import stream
 from kdns.listen.sockets import ListenError
 from kdns.message import NOERROR, A, Query, Record, Reply
 from kdns.plugin import Next, Plugin, Site
@@ -219,14 +219,15 @@ async def test_listeners_come_and_go() -> None:
 
 
 async def test_any_port_is_one_that_is_free_for_udp_and_tcp(monkeypatch: pytest.MonkeyPatch) -> None:
-    open_socket, asked = udp.open_socket, []
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    open_socket, asked = stream.open_socket, []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as taken:
+        taken.bind(("127.0.0.1", 0))
 
         def unlucky(host: str, port: int) -> socket.socket:
             asked.append(port)
             return open_socket(host, port or (taken.getsockname()[1] if len(asked) == 1 else 0))
 
-        monkeypatch.setattr(udp, "open_socket", unlucky)
+        monkeypatch.setattr(stream, "open_socket", unlucky)
         async with serving(". {\n bind 127.0.0.1\n fixed 10.0.0.1\n}\n") as server:
             assert server.ports[0] != taken.getsockname()[1]
             assert answers(await ask(server.ports[0], "a.example.", tcp=True))

@@ -9,11 +9,17 @@ import pytest
 from kdns import limits
 from kdns.handler import Handler, Routes
 from kdns.listen.udp import UdpListener, open_socket
-from kdns.message import NOERROR, A, Listener, Query, Record, Reply
+from kdns.message import NOERROR, A, Edns, Listener, Query, Record, Reply
 from kdns.name import ROOT, from_text
-from kdns.packetcache import PacketCache
+from kdns.packetcache import packet_cache
 from kdns.plugin import Next, Process
 from kdns.wire import pack_query, parse_reply
+from tests.support import TWINS, use_twin
+
+
+@pytest.fixture(params=TWINS, autouse=True)
+def twin(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    return use_twin(request.param, monkeypatch)
 
 
 class Served:
@@ -22,7 +28,7 @@ class Served:
     def __init__(self, chain: Next, host: str = "127.0.0.1") -> None:
         self.process = Process()
         self.seen: list[Listener] = []
-        packets = PacketCache(100, 100_000, self.process.metrics)
+        packets = packet_cache(100, 100_000, self.process.metrics)
         self.handler = Handler(self.process, packets, Routes({ROOT: chain}, False))
         self.sock = open_socket(host, 0)
         self.listener = UdpListener(self.sock, self.handler, packets, "dns://:53", b"\0\0\0\1", self.process.metrics)
@@ -146,12 +152,20 @@ async def test_what_the_socket_holds_is_answered_before_it_is_closed(served: Ser
             await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, 100), 0.05)
 
 
-async def test_replies_that_cannot_be_sent_are_counted(served: Served) -> None:
-    class Deaf:
-        def sendto(self, reply: bytes, peer: object) -> None:
-            raise PermissionError
+@pytest.mark.parametrize("late", [False, True])
+async def test_replies_that_cannot_be_sent_are_counted(late: bool) -> None:
+    async def chain(query: Query) -> Reply:
+        if late:
+            await asyncio.sleep(0)
+        return Reply(NOERROR, (Record(query.spelling, 16, 0, bytes(65_480)),), limit=65_535)
 
-    served.listener.sock = Deaf()  # type: ignore[assignment]
-    served.listener._send_late(b"x", ("127.0.0.1", 1), None)
-    served.listener.sock = served.sock
-    assert 'kdns_udp_unsent_total{server="dns://:53"} 1.0' in served.process.metrics.expose().decode()
+    # A UDP datagram holds 65,507 octets.
+    served = Served(chain)
+    name = "kdns_udp_unsent_total"
+    try:
+        with served.client() as client:
+            client.send(pack_query(1, 0x0100, from_text("a.example."), A, 1, Edns(65_535, False)))
+            while f'{name}{{server="dns://:53"}} 1.0' not in served.process.metrics.expose().decode():
+                await asyncio.sleep(0.001)
+    finally:
+        served.listener.close()
