@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 TESTS ?= tests
 SOURCES := pyproject.toml setup.py $(wildcard kdns/*.pyx kdns/*.pxd kdns/native/*)
+SANITIZED := tests/unit/test_packetcache.py tests/unit/test_udp.py tests/unit/test_multisocket.py \
+    tests/unit/test_listen_loop.py
 
-.PHONY: run test check tests test-kube test-coredns bench fuzz clean
+.PHONY: run test check tests test-kube test-coredns bench fuzz fuzz-native sanitized clean
 
 run: $(VENV)/run  ## serve the sample cluster on 127.0.0.1:1053
 	@printf '%s\n' 'kdns serves the sample cluster in examples/ on 127.0.0.1:1053 (Ctrl-C stops it).  Try:' \
@@ -37,6 +39,20 @@ bench: $(VENV)/dev  ## CPU per query beside every peer on PATH
 
 fuzz: $(VENV)/dev  ## a million mutated packets
 	KDNS_FUZZ_PACKETS=1000000 $(BIN)/python -m pytest tests/fuzz
+
+fuzz-native: FOR ?= 60
+fuzz-native:  ## the packet cache's C under libFuzzer, ASan and UBSan, for FOR seconds; needs clang
+	@mkdir -p build/fuzz/corpus
+	clang -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -DKD_FIRST_BUCKETS=2 -Ikdns/native \
+	    tests/native/fuzz_table.c kdns/native/table.c kdns/native/names.c -lm -o build/fuzz/table
+	build/fuzz/table -max_total_time=$(FOR) -max_len=4096 -artifact_prefix=build/fuzz/ build/fuzz/corpus
+
+sanitized: $(VENV)/dev  ## the tests of the compiled twins with ASan and UBSan in them; needs gcc
+	KDNS_COMPILED=must KDNS_CFLAGS='-g -O1 -fsanitize=address,undefined' $(BIN)/pip install --quiet \
+	    --disable-pip-version-check --no-deps --target build/sanitized --upgrade .
+	PYTHONPATH=build/sanitized:. KDNS_COMPILED=must ASAN_OPTIONS=detect_leaks=0 \
+	    LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" $(BIN)/python -P -m pytest \
+	    -n0 --import-mode=append $(SANITIZED)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info

@@ -6,6 +6,10 @@
 #include <math.h>
 #include <stdlib.h>
 
+#ifndef KD_FIRST_BUCKETS
+#define KD_FIRST_BUCKETS 1024 /* a power of two; both kinds of buckets double when there are more things than buckets */
+#endif
+
 enum {
     HEADER = 12,
     ROOT_TYPE_CLASS = 5, /* what ends a question: the root octet, type and class */
@@ -19,7 +23,6 @@ enum {
     OPTION_COOKIE = 10, OPTION_PADDING = 12,
     TC = 2,
     KEY = 1 + KD_SCOPE + 3 + LONGEST_NAME + ROOT_TYPE_CLASS + OPT_SIZE + 2,
-    FIRST_BUCKETS = 1024,
     DOOR = 1 << 17,    /* questions that can be remembered as having come once, in one octet each */
     PLENTY = 8,        /* there is plenty of room while less than one part in so many is taken */
     YOUNG_SHARE = 10,  /* the young ones give way first as long as they are more than one in so many */
@@ -869,9 +872,9 @@ struct kd_table *kd_table_new(size_t max_entries, size_t max_octets)
         return NULL;
     t->max_entries = max_entries;
     t->max_octets = max_octets;
-    t->bucket_count = t->fact_buckets = FIRST_BUCKETS;
-    t->buckets = calloc(FIRST_BUCKETS, sizeof *t->buckets);
-    t->facts = calloc(FIRST_BUCKETS, sizeof *t->facts);
+    t->bucket_count = t->fact_buckets = KD_FIRST_BUCKETS;
+    t->buckets = calloc(KD_FIRST_BUCKETS, sizeof *t->buckets);
+    t->facts = calloc(KD_FIRST_BUCKETS, sizeof *t->facts);
     t->door = calloc(DOOR, 1);
     t->young.end.older = t->young.end.newer = &t->young.end;
     t->old.end.older = t->old.end.newer = &t->old.end;
