@@ -23,8 +23,8 @@ def run(tmp_path: Path, sanitizers: str, sources: list[Path], *arguments: str, d
     program = tmp_path / "program"
     flags = ["-g", "-O1", "-Wall", "-Wextra", "-Werror", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
     built = subprocess.run(
-        [compiler, *flags, *(f"-D{define}" for define in defines), f"-I{NATIVE}", *map(str, sources), "-lm", "-lpthread",
-         "-o", str(program)],
+        [compiler, *flags, *(f"-D{define}" for define in defines), f"-I{NATIVE}", *map(str, sources), "-lm",
+         "-lpthread", "-o", str(program)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     if "cannot find" in built.stderr:
