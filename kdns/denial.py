@@ -10,6 +10,8 @@ whoever holds it looks into it each time anew.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from kdns.name import Name
@@ -56,15 +58,19 @@ class Existing:
         ``relative``: well-formed labels in front of the apex, folded.  False: only the chain knows; so for the apex
         itself, which is empty.
         """
-        names = self._names
         starts = []
         at, end = 0, len(relative)
         while at < end:
             starts.append(at)
             at += 1 + relative[at]
+        return self.lacks(relative, starts, end)
+
+    def lacks(self, name: bytes, starts: Sequence[int], end: int) -> bool:
+        """`denies` for ``name[:end]``, of whose labels it is known where they start."""
+        names = self._names
         # A loop, because any() would take twice the time.
         for start in starts[: -self.depth - 1 : -1]:  # noqa: SIM110
-            if relative[start:] not in names:
+            if name[start:end] not in names:
                 return True
         return False
 

@@ -34,13 +34,15 @@ from kdns.denial import Existing
 from kdns.generalize import Scheme, cut, scheme
 from kdns.message import AAAA, FOREVER, OPT, OPTION_COOKIE, OPTION_PADDING, TC, A, Duty, Fact, Lease, Report
 from kdns.metrics import Metrics
-from kdns.name import MAX_LABEL, MAX_NAME, Name
+from kdns.name import MAX_LABEL, MAX_NAME
 from kdns.standing import Standing
 
-Key: TypeAlias = bytes | tuple[bytes, int]
+Form: TypeAlias = bytes | tuple[bytes, int]
+"""All but the name: scope, flags, counts and what follows the name; (the same up to the options of OPT, octets of the
+packet without its name) for a packet with options."""
+Key: TypeAlias = bytes | tuple[bytes, int] | tuple[bytes, Form]
 """Scope and packet from the flags on, name folded; (the same up to the options of OPT, octets of the packet) for a
-packet with options.  For a general entry the apex stands in the place of the name, marked by an octet that begins no
-name, and the octets are those of the packet without its name."""
+packet with options; for a general entry (apex without the root octet, form)."""
 
 _HEADER: Final = 12
 _POINTER: Final = 0xC0
@@ -52,10 +54,9 @@ _COUNTS: Final = struct.Struct(">HHH")
 _RECORD: Final = struct.Struct(">HHIH")
 _TTL: Final = struct.Struct(">I")
 _SHORT: Final = struct.Struct(">H")
-_GENERAL: Final = b"\xff"
 _OVERHEAD: Final = 640
 """Octets that Python takes for an entry beside its key and its reply (measured)."""
-_GENERAL_OVERHEAD: Final = 3072
+_GENERAL_OVERHEAD: Final = 3328
 """The same for a general entry."""
 _PLENTY: Final = 8
 """There is plenty of room while less than one part in so many is taken."""
@@ -116,12 +117,15 @@ class Entry:
 class General(Entry):
     """One stored denial that answers for many names; ``octets`` are those without the name."""
 
-    __slots__ = ("apex", "counted", "existing", "pieces", "scheme")
+    __slots__ = ("apex", "counted", "existing", "form", "pieces", "pointer", "scheme")
 
     apex: bytes
     """Without the root octet."""
+    form: Form
     existing: Existing
     scheme: Scheme
+    pointer: int
+    """Both octets of the pointers, for a name without octets."""
     pieces: tuple[bytes, ...]
     """``tail`` without its pointers."""
     counted: array[int]
@@ -188,8 +192,8 @@ class PacketCache:
         self.max_entries, self.max_bytes = max_entries, max_bytes
         self._table: dict[Key, Entry] = {}
         self._standing: Standing[Entry] = Standing()
-        self._apexes: dict[bytes, int] = {}
-        """Apex without the root octet → its general entries."""
+        self._apexes: dict[bytes, dict[Form, General]] = {}
+        """Apex without the root octet → its general entries, which are in the table, too."""
         self._young, self._old = Line(), Line()
         self._used = 0
         self._door = bytearray(_DOOR)
@@ -289,31 +293,34 @@ class PacketCache:
         name = packet[_HEADER:end].lower()
         size = len(name) if 0 < end <= _HEADER + MAX_NAME - 1 else 0
         apexes = self._apexes
+        starts = []
         at = 0
         while at < size and name[at] <= MAX_LABEL:
+            starts.append(at)
             at += 1 + name[at]
-            apex = name[at:]
-            if apex in apexes and at <= size:
-                entry = self._find_general(scope, packet, end, apex)
-                if (
-                    entry is not None
-                    and entry.existing.denies(name[:at])
-                    and (now < entry.fresh or self._renew(entry, now))
-                ):
-                    entry.hits += 1
-                    entry.counted[size + 1] += 1
-                    tail = _SHORT.pack(_POINTER << 8 | entry.scheme.target + size + 1).join(entry.pieces)
-                    return packet[:2] + entry.head + packet[12 : end + 5] + tail
+            general = apexes.get(name[at:])
+            if general is None or at > size:
+                continue
+            entry = general.get(scope + packet[2:_HEADER] + packet[end:])
+            if entry is None:
+                entry = self._general_with_options(general, scope, packet, end)
+            if entry is None or not entry.existing.lacks(name, starts, at):
+                continue
+            if now < entry.fresh or self._renew(entry, now):
+                entry.hits += 1
+                entry.counted[size + 1] += 1
+                tail = _SHORT.pack(entry.pointer + size + 1).join(entry.pieces)
+                return packet[:2] + entry.head + packet[12 : end + 5] + tail
         self._misses.value += 1
         return None
 
-    def _find_general(self, scope: bytes, packet: bytes, end: int, apex: bytes) -> General | None:
-        """The general entry of an apex, given without its root octet, for a packet of this form."""
-        head = scope + packet[2:_HEADER] + _GENERAL + apex
-        entry = self._table.get(head + packet[end:])
-        if entry is None and len(packet) > end + 5 + _OPT_SIZE and _options_ignored(packet, end + 5):
-            entry = self._table.get((head + packet[end : end + 14], len(packet) - (end + 1 - _HEADER)))
-        return entry if isinstance(entry, General) else None
+    def _general_with_options(
+        self, general: dict[Form, General], scope: bytes, packet: bytes, end: int
+    ) -> General | None:
+        """As `_get_with_options`, of the general entries of one apex."""
+        if len(packet) <= end + 5 + _OPT_SIZE or not _options_ignored(packet, end + 5):
+            return None
+        return general.get((scope + packet[2:_HEADER] + packet[end : end + 14], len(packet) - (end + 1 - _HEADER)))
 
     def _renew(self, entry: Entry, now: float) -> bool:
         """Make the pieces good for this second; False when the entry is of no more use and has gone."""
@@ -367,9 +374,10 @@ class PacketCache:
         if not self._admits(denial.apex + packet[end + 1 : end + 5]):
             return None
         general = General()
-        general.key, general.facts = general_key(scope, packet, denial.apex), ()
-        general.apex, general.existing = denial.apex[:-1], denial.existing
-        general.scheme, general.pieces = fitting, cut(reply[end + 5 :], fitting.places)
+        general.apex, general.form = denial.apex[:-1], form_of(scope, packet)
+        general.key, general.facts = (general.apex, general.form), ()
+        general.existing, general.scheme = denial.existing, fitting
+        general.pieces, general.pointer = cut(reply[end + 5 :], fitting.places), (_POINTER << 8) + fitting.target
         general.counted = _no_counts()
         name = end + 1 - _HEADER
         general.octets = (len(packet) - name, len(reply) - name, len(packet) + len(reply) + _GENERAL_OVERHEAD)
@@ -392,7 +400,7 @@ class PacketCache:
         if before is not None:
             self._remove(before)
         if isinstance(entry, General):
-            self._apexes[entry.apex] = self._apexes.get(entry.apex, 0) + 1
+            self._apexes.setdefault(entry.apex, {})[entry.form] = entry
         self._table[entry.key] = entry
         self._standing.add(entry, entry.facts)
         entry.young = True
@@ -407,9 +415,10 @@ class PacketCache:
         (self._young if entry.young else self._old).remove(entry)
         self._used -= entry.octets[2]
         if isinstance(entry, General):
-            left = self._apexes.pop(entry.apex) - 1
-            if left:
-                self._apexes[entry.apex] = left
+            general = self._apexes[entry.apex]
+            del general[entry.form]
+            if not general:
+                del self._apexes[entry.apex]
         self._pay(entry)
 
     def _evict(self) -> None:
@@ -467,10 +476,10 @@ def storage_key(scope: bytes, packet: bytes) -> Key | None:
     return None
 
 
-def general_key(scope: bytes, packet: bytes, apex: Name) -> Key:
-    """Under what a reply for all names below ``apex`` is kept, for a packet that has a `storage_key`."""
+def form_of(scope: bytes, packet: bytes) -> Form:
+    """What replies to other names than this packet's must have in common with its own; for one with a `storage_key`."""
     end = packet.find(0, _HEADER)
-    head = scope + packet[2:_HEADER] + _GENERAL + apex[:-1]
+    head = scope + packet[2:_HEADER]
     if len(packet) > end + 5 + _OPT_SIZE:
         return head + packet[end : end + 14], len(packet) - (end + 1 - _HEADER)
     return head + packet[end:]

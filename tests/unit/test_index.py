@@ -517,7 +517,9 @@ class History:
     # -- what must hold
 
     def touch(self, facts: set[Fact]) -> None:
-        """Forget what stands on the facts; what is still cached must still be true."""
+        """Forget what stands on the facts; what is still cached must still be true.  What exists follows at once."""
+        assert self.index.below_svc._names == {*self.index.entries, *self.index.namespaces}
+        assert self.index.below_pod._names == self.index.namespaces
         for question in [q for q, (_, stands) in self.cached.items() if not facts.isdisjoint(stands)]:
             del self.cached[question]
         for question in self.random.sample(list(self.cached), min(6, len(self.cached))):
