@@ -50,7 +50,9 @@ status: {phase: Running, podIP: 192.0.2.7, podIPs: [{ip: 192.0.2.7}]}
 
 def apexes(text: str) -> set[str]:
     """The apexes of the denials that the Kubernetes of a Corefile gives."""
-    found = [plugin for plugin in build(Process(), parse(text), 53).plugins if isinstance(plugin, Kubernetes)]
+    process = Process()
+    found = [plugin for plugin in build(process, parse(text), 53).plugins if isinstance(plugin, Kubernetes)]
+    process.warehouse.keep_only(set())
     return {name.to_text(apex).removesuffix("cluster.local.") for plugin in found for apex in plugin._names._denials}
 
 
