@@ -1,20 +1,11 @@
 from collections.abc import Callable
 from typing import Any
 
-from kdns import packetcache
+from kdns import denial, packetcache
 from kdns.message import Listener
 
-class Existing:
-    """As `kdns.denial.Existing`."""
-
-    depth: int
-    def __init__(self, depth: int) -> None: ...
-    def __len__(self) -> int: ...
-    def __contains__(self, name: bytes) -> bool: ...
-    def add(self, name: bytes) -> None: ...
-    def discard(self, name: bytes) -> None: ...
-    def clear(self) -> None: ...
-    def denies(self, relative: bytes) -> bool: ...
+class Existing(denial.Existing):
+    """As `kdns.denial.Existing`, of which it is no subclass when it runs."""
 
 class PacketCache(packetcache.PacketCache):
     """As `kdns.packetcache.PacketCache`, of which it is no subclass when it runs."""

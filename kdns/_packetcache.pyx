@@ -279,7 +279,7 @@ cdef class PacketCache:
         kept.rotate, kept.age = lease.rotate, lease.age
         kept.facts, kept.fact_count = self.hashes(facts), len(facts)
         kept.apex, kept.apex_size, kept.names = NULL, 0, NULL
-        denial = getattr(lease, "denial", None)
+        denial = lease.denial
         if denial is not None and isinstance(denial.existing, Existing):
             existing = denial.existing
             apex = denial.apex

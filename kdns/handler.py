@@ -19,8 +19,8 @@ import msgspec
 
 from kdns import limits
 from kdns.log import Logger
-from kdns.message import DS, IN, REFUSED, SERVFAIL, Listener, Query, Reply, failure
-from kdns.name import ROOT, Name, parent
+from kdns.message import DS, FOREVER, IN, REFUSED, SERVFAIL, Listener, Query, Reply, failure
+from kdns.name import ROOT, Name, above, parent
 from kdns.packetcache import PacketCache
 from kdns.plugin import Next, Process
 from kdns.querymetrics import NO_ZONE
@@ -46,6 +46,14 @@ class Routes(msgspec.Struct, frozen=True):
     """Zone → its server block's chain; None: a block without plugins, which refuses."""
     any_class: bool
     """Whether classes other than IN reach the chains."""
+    _above: frozenset[Name] = frozenset()
+
+    def __post_init__(self) -> None:
+        msgspec.structs.force_setattr(self, "_above", frozenset(above(self.chains)))
+
+    def one_way(self, apex: Name) -> bool:
+        """Whether all names below ``apex`` go the same way: no zone begins there."""
+        return apex not in self._above
 
     def find(self, name: Name, kind: int) -> Next | None:
         """The chain of the longest zone that ``name`` is in; None refuses.
@@ -166,6 +174,9 @@ class Handler:
         lease = reply.lease
         unchanged = routes is self.routes and (epoch == self._facts.epoch or not lease.facts)
         if lease.until > now and scope and unchanged:
+            denial = lease.denial
+            if denial is not None and (query.klass != IN or not routes.one_way(denial.apex)):
+                lease = lease.shrink(FOREVER)
             self._packets.put(scope, packet, packed, lease, now, report)
         return packed
 

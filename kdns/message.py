@@ -11,6 +11,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
+from kdns.denial import Denial
 from kdns.name import Name
 
 # --- numbers (IANA DNS parameters) -----------------------------------------------------------------------------------
@@ -172,9 +173,12 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     """TTLs must count down from the moment the reply was made, at whole seconds before ``until``."""
     duties: tuple[Duty, ...] = ()
     """What is owed for each replay; kept only as long as ``until`` is not 0."""
+    denial: Denial | None = None
+    """The reply is an NXDOMAIN, and the same is true for other names: see `kdns.denial`.  None: nothing is said of them.
+    Who combines replies has no proof any more, so `shrink` and `meet` leave it out."""
 
     def shrink(self, until: float, facts: tuple[Fact, ...] = (), age: bool = False) -> Lease:
-        """The meet of two leases: the earlier ``until``, the union of the facts."""
+        """The meet of two leases: the earlier ``until``, the union of the facts; no denial."""
         more = tuple(fact for fact in facts if fact not in self.facts) if facts else ()
         return Lease(min(self.until, until), self.facts + more, self.rotate, self.age or age, self.duties)
 

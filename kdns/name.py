@@ -170,6 +170,18 @@ def ancestors(name: bytes) -> Iterable[bytes]:
         at += 1 + length
 
 
+def above(zones: Iterable[Name]) -> set[Name]:
+    """All names that at least one of ``zones`` is strictly below."""
+    found: set[Name] = set()
+    for zone in zones:
+        while zone != ROOT:
+            zone = parent(zone)
+            if zone in found:
+                break
+            found.add(zone)
+    return found
+
+
 def is_under(name: Name, zone: Name) -> bool:
     """Whether ``name`` is ``zone`` or below it.  Both folded."""
     if zone == ROOT:

@@ -8,6 +8,11 @@ Which packets are one question: those with the same octets but for the ID and th
 Cookies and padding (RFC 7873, RFC 7830) differ from query to query and change no answer: they are left out, the length
 of the packet stands for them.  Any other EDNS option, odd flags or counts: never stored, so never found.
 
+A reply whose lease has a ``denial`` (`kdns.denial`) becomes a general entry: one that answers for every name below the
+apex that is proven not to exist, whatever its length.  It is asked when there is no entry for the very question, and
+stands on no facts: `Existing` is looked into each time.  So names that nobody has cost one entry for all of them.  The
+places that compression pointers lead to stand behind those names, and move with their length.
+
 Room: as long as there is plenty of it every reply is taken in; then only those to questions that come a second time, so
 that a flood of names that are asked once costs next to nothing.  A newcomer is young.  When the table is full the
 oldest young entry goes, unless it was asked for again, which makes it old; old ones go only when they, too, have not
@@ -20,18 +25,25 @@ second after `PacketCache.put` when that is `message.FOREVER`), just as the chai
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Iterable
 from math import floor
 from typing import Final, TypeAlias
 
 from kdns.compiled import twin
+from kdns.denial import Existing
+from kdns.generalize import Scheme, cut, scheme
 from kdns.message import AAAA, FOREVER, OPT, OPTION_COOKIE, OPTION_PADDING, TC, A, Duty, Fact, Lease, Report
 from kdns.metrics import Metrics
+from kdns.name import MAX_LABEL, MAX_NAME
 from kdns.standing import Standing
 
-Key: TypeAlias = bytes | tuple[bytes, int]
+Form: TypeAlias = bytes | tuple[bytes, int]
+"""All but the name: scope, flags, counts and what follows the name; (the same up to the options of OPT, octets of the
+packet without its name) for a packet with options."""
+Key: TypeAlias = bytes | tuple[bytes, int] | tuple[bytes, Form]
 """Scope and packet from the flags on, name folded; (the same up to the options of OPT, octets of the packet) for a
-packet with options."""
+packet with options; for a general entry (apex without the root octet, form)."""
 
 _HEADER: Final = 12
 _POINTER: Final = 0xC0
@@ -42,8 +54,11 @@ _PLAIN_COUNTS: Final = (b"\0\1\0\0\0\0\0\0", b"\0\1\0\0\0\0\0\1")
 _COUNTS: Final = struct.Struct(">HHH")
 _RECORD: Final = struct.Struct(">HHIH")
 _TTL: Final = struct.Struct(">I")
+_SHORT: Final = struct.Struct(">H")
 _OVERHEAD: Final = 640
 """Octets that Python takes for an entry beside its key and its reply (measured)."""
+_GENERAL_OVERHEAD: Final = 3328
+"""The same for a general entry."""
 _PLENTY: Final = 8
 """There is plenty of room while less than one part in so many is taken."""
 _DOOR: Final = 1 << 17
@@ -98,6 +113,24 @@ class Entry:
     plan: Plan | None
     """Made when the pieces are to be changed for the first time."""
     young: bool
+
+
+class General(Entry):
+    """One stored denial that answers for many names; ``octets`` are those without the name."""
+
+    __slots__ = ("apex", "counted", "existing", "form", "pieces", "pointer", "scheme")
+
+    apex: bytes
+    """Without the root octet."""
+    form: Form
+    existing: Existing
+    scheme: Scheme
+    pointer: int
+    """Both octets of the pointers, for a name without octets."""
+    pieces: tuple[bytes, ...]
+    """``tail`` without its pointers."""
+    counted: array[int]
+    """Hits that are not paid for, by octets of the name."""
 
 
 class Plan:
@@ -165,13 +198,16 @@ class PacketCache:
     """
 
     __slots__ = (
-        "_counts", "_door", "_misses", "_old", "_standing", "_table", "_used", "_young", "max_bytes", "max_entries",
+        "_apexes", "_counts", "_door", "_misses", "_old", "_standing", "_table", "_used", "_young", "max_bytes",
+        "max_entries",
     )  # fmt: skip
 
     def __init__(self, max_entries: int, max_bytes: int, metrics: Metrics) -> None:
         self.max_entries, self.max_bytes = max_entries, max_bytes
         self._table: dict[Key, Entry] = {}
         self._standing: Standing[Entry] = Standing()
+        self._apexes: dict[bytes, dict[Form, General]] = {}
+        """Apex without the root octet → its general entries, which are in the table, too."""
         self._young, self._old = Line(), Line()
         self._used = 0
         self._door = bytearray(_DOOR)
@@ -198,6 +234,8 @@ class PacketCache:
         entry = self._table.get(scope + packet[2:end].lower() + packet[end:])
         if entry is None:
             entry = self._get_with_options(scope, packet, end)
+            if entry is None and self._apexes:
+                return self._get_general(scope, packet, end, now)
         if entry is None or (now >= entry.fresh and not self._renew(entry, now)):
             self._misses.value += 1
             return None
@@ -219,26 +257,18 @@ class PacketCache:
         When room is scarce it is kept the second time.
         """
         tail_at = packet.find(0, _HEADER) + 5
-        if lease.until <= now or not self._admits(packet[_HEADER:tail_at]):
-            return
-        key = storage_key(scope, packet)
-        if key is None:
-            return
-        if reply[_HEADER:tail_at] != packet[_HEADER:tail_at]:
+        if lease.until <= now or reply[_HEADER:tail_at] != packet[_HEADER:tail_at]:
             return
         rotate = lease.rotate and reply[6:8] > b"\0\1"
         if rotate and reply[2] & TC >> 8:
             return
-        old = self._table.get(key)
-        if old is not None:
-            self._remove(old)
-        entry = Entry()
-        entry.key = key
+        entry = self._make(scope, packet, reply, lease)
+        if entry is None:
+            return
         entry.head, entry.tail = reply[2:_HEADER], reply[tail_at:]
         entry.turns, entry.rotate, entry.plan = (), rotate, None
-        entry.facts, entry.duties, entry.report = lease.facts, lease.duties, report
+        entry.duties, entry.report = lease.duties, report
         entry.hits = entry.paid = entry.seen = 0
-        entry.octets = (len(packet), len(reply), len(packet) + len(reply) + _OVERHEAD)
         entry.until = lease.until
         entry.fresh = 0.0 if rotate else lease.until
         entry.origin = FOREVER
@@ -277,6 +307,40 @@ class PacketCache:
             return None
         return self._table.get((scope + packet[2:end].lower() + packet[end : end + 14], len(packet)))
 
+    def _get_general(self, scope: bytes, packet: bytes, end: int, now: float) -> bytes | None:
+        """The reply of a general entry to a packet that has no entry of its own; ``end``: the first zero octet."""
+        name = packet[_HEADER:end].lower()
+        size = len(name) if 0 < end <= _HEADER + MAX_NAME - 1 else 0
+        apexes = self._apexes
+        starts = []
+        at = 0
+        while at < size and name[at] <= MAX_LABEL:
+            starts.append(at)
+            at += 1 + name[at]
+            general = apexes.get(name[at:])
+            if general is None or at > size:
+                continue
+            entry = general.get(scope + packet[2:_HEADER] + packet[end:])
+            if entry is None:
+                entry = self._general_with_options(general, scope, packet, end)
+            if entry is None or not entry.existing.lacks(name, starts, at):
+                continue
+            if now < entry.fresh or self._renew(entry, now):
+                entry.hits += 1
+                entry.counted[size + 1] += 1
+                tail = _SHORT.pack(entry.pointer + size + 1).join(entry.pieces)
+                return packet[:2] + entry.head + packet[12 : end + 5] + tail
+        self._misses.value += 1
+        return None
+
+    def _general_with_options(
+        self, general: dict[Form, General], scope: bytes, packet: bytes, end: int
+    ) -> General | None:
+        """As `_get_with_options`, of the general entries of one apex."""
+        if len(packet) <= end + 5 + _OPT_SIZE or not _options_ignored(packet, end + 5):
+            return None
+        return general.get((scope + packet[2:_HEADER] + packet[end : end + 14], len(packet) - (end + 1 - _HEADER)))
+
     def _renew(self, entry: Entry, now: float) -> bool:
         """Make the pieces good for this second; False when the entry is of no more use and has gone."""
         if now >= entry.until:
@@ -305,9 +369,38 @@ class PacketCache:
             entry.tail = bytes(base[last:])
         else:
             entry.tail = bytes(base)
+            if isinstance(entry, General):
+                entry.pieces = cut(entry.tail, entry.scheme.places)
         return True
 
     # --- keeping -----------------------------------------------------------------------------------------------------
+
+    def _make(self, scope: bytes, packet: bytes, reply: bytes, lease: Lease) -> Entry | None:
+        """An entry for this reply, with what tells a general one from others; None: it is not to be kept."""
+        key = storage_key(scope, packet)
+        if key is None:
+            return None
+        end = packet.find(0, _HEADER)
+        denial = lease.denial
+        fitting = scheme(packet, reply, denial) if denial is not None else None
+        if denial is None or fitting is None:
+            if not self._admits(packet[_HEADER : end + 5]):
+                return None
+            entry = Entry()
+            entry.key, entry.facts = key, lease.facts
+            entry.octets = (len(packet), len(reply), len(packet) + len(reply) + _OVERHEAD)
+            return entry
+        if not self._admits(denial.apex + packet[end + 1 : end + 5]):
+            return None
+        general = General()
+        general.apex, general.form = denial.apex[:-1], form_of(scope, packet)
+        general.key, general.facts = (general.apex, general.form), ()
+        general.existing, general.scheme = denial.existing, fitting
+        general.pieces, general.pointer = cut(reply[end + 5 :], fitting.places), (_POINTER << 8) + fitting.target
+        general.counted = _no_counts()
+        name = end + 1 - _HEADER
+        general.octets = (len(packet) - name, len(reply) - name, len(packet) + len(reply) + _GENERAL_OVERHEAD)
+        return general
 
     def _admits(self, question: bytes) -> bool:
         """Whether there is plenty of room, or the question has come before; else it is remembered."""
@@ -322,6 +415,11 @@ class PacketCache:
         return False
 
     def _add(self, entry: Entry) -> None:
+        before = self._table.get(entry.key)
+        if before is not None:
+            self._remove(before)
+        if isinstance(entry, General):
+            self._apexes.setdefault(entry.apex, {})[entry.form] = entry
         self._table[entry.key] = entry
         self._standing.add(entry, entry.facts)
         entry.young = True
@@ -335,6 +433,11 @@ class PacketCache:
         self._standing.remove(entry, entry.facts)
         (self._young if entry.young else self._old).remove(entry)
         self._used -= entry.octets[2]
+        if isinstance(entry, General):
+            general = self._apexes[entry.apex]
+            del general[entry.form]
+            if not general:
+                del self._apexes[entry.apex]
         self._pay(entry)
 
     def _evict(self) -> None:
@@ -359,12 +462,12 @@ class PacketCache:
         if replays:
             entry.paid = entry.hits
             self._counts.hits.value += replays
-            query_octets, reply_octets, _ = entry.octets
-            for duty in entry.duties:
-                duty(replays, query_octets, reply_octets)
-            if entry.report is not None:
-                # Replays take no time worth a bucket.
-                entry.report(replays, query_octets, reply_octets, 0.0)
+            for times, query_octets, reply_octets in _owed(entry, replays):
+                for duty in entry.duties:
+                    duty(times, query_octets, reply_octets)
+                if entry.report is not None:
+                    # Replays take no time worth a bucket.
+                    entry.report(times, query_octets, reply_octets, 0.0)
 
 
 def packet_cache(max_entries: int, max_bytes: int, metrics: Metrics) -> PacketCache:
@@ -397,6 +500,28 @@ def storage_key(scope: bytes, packet: bytes) -> Key | None:
     if rest > _OPT_SIZE and _options_ignored(packet, end + 5):
         return scope + packet[2:end].lower() + packet[end : end + 14], len(packet)
     return None
+
+
+def form_of(scope: bytes, packet: bytes) -> Form:
+    """What replies to other names than this packet's must have in common with its own; for one with a `storage_key`."""
+    end = packet.find(0, _HEADER)
+    head = scope + packet[2:_HEADER]
+    if len(packet) > end + 5 + _OPT_SIZE:
+        return head + packet[end : end + 14], len(packet) - (end + 1 - _HEADER)
+    return head + packet[end:]
+
+
+def _no_counts() -> array[int]:
+    return array("Q", bytes(8 * (MAX_NAME + 1)))
+
+
+def _owed(entry: Entry, replays: int) -> Iterable[tuple[int, int, int]]:
+    """(Replays, octets of the query, octets of the reply) for each size in which an entry was repeated."""
+    query_octets, reply_octets, _ = entry.octets
+    if not isinstance(entry, General):
+        return ((replays, query_octets, reply_octets),)
+    counted, entry.counted = entry.counted, _no_counts()
+    return [(times, query_octets + name, reply_octets + name) for name, times in enumerate(counted) if times]
 
 
 def _options_ignored(packet: bytes, at: int) -> bool:

@@ -23,6 +23,8 @@ Lease rules (see `message.Lease`):
 3. Under a plugin that is not ``replayable`` the chain builder sets ``until`` to 0.
 4. A reply that was computed before a fact was dropped is not stored after it: see `Facts.epoch`.
 5. What is owed per query is owed for replays too: a plugin that counts adds a `message.Duty` to the lease.
+6. A lease's ``denial`` says that an NXDOMAIN is true for other names, too (`kdns.denial`).  No plugin sees those any
+   more, so it is granted below plugins that are ``blind`` only: see `Plugin.prove`.
 
 A plugin of kdns itself never awaits anything that needs a current task (``asyncio.timeout``, ``wait_for``) before it
 has been suspended once: chains are stepped by hand and become a task only when they really wait.  Third-party plugins
@@ -40,9 +42,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeAlias, TypeVar
 import msgspec
 
 from kdns.log import Logger
-from kdns.message import SERVFAIL, Fact, Query, Reply, failure
+from kdns.message import FOREVER, SERVFAIL, Fact, Query, Reply, failure
 from kdns.metrics import Metrics
-from kdns.name import Name
+from kdns.name import Name, above
 from kdns.querymetrics import QueryMetrics
 
 if TYPE_CHECKING:
@@ -75,6 +77,11 @@ class Plugin:
     api: ClassVar[int] = API
     replayable: bool = False
     """True: I keep the lease rules above.  May be set per instance."""
+    blind: bool = False
+    """True: when a name does not exist, what I do depends on nothing in the name but which of the zones ``apart`` it is
+    in.  May be set per instance."""
+    apart: Iterable[Name] = ()
+    """Zones that I tell apart although I am ``blind``; final when ``setup`` returns."""
     inline: ClassVar[bool] = False
     """True: I await nothing that needs a current task before being suspended once."""
     handles: bool = True
@@ -94,6 +101,12 @@ class Plugin:
     async def resolve(self, query: Query, next: Next) -> Reply:
         """Answer, or ``return await next(query)``."""
         return await next(query)
+
+    def prove(self, barred: frozenset[Name]) -> None:
+        """I may grant leases with a `denial.Denial`, but none whose apex is in ``barred``.
+
+        Plugins above me tell names below those apart.  The chain builder calls it, unless one of them is not ``blind``.
+        """
 
     async def start(self) -> None:
         """Begin background work.  Runs before this configuration answers; raising refuses the whole (re)load."""
@@ -257,7 +270,9 @@ class Site:
 
     async def ask(self, query: Query) -> Reply:
         """A question to the whole server (CoreDNS: ``upstream.Lookup``), as deep as `limits.CHASE_DEPTH` allows."""
-        return await self.process.ask(query.replace(depth=query.depth + 1))
+        reply = await self.process.ask(query.replace(depth=query.depth + 1))
+        # What is proven is proven for that question, not for the one that led to it.
+        return reply.leased(reply.lease.shrink(FOREVER)) if reply.lease.denial is not None else reply
 
     def logger(self, name: str) -> Logger:
         """A logger for the plugin of this name."""
@@ -278,10 +293,24 @@ class EndOfChain:
 def build_chain(plugins: Iterable[Plugin], last: Next | None = None) -> Next:
     """Nest the plugins, outermost first, into one function; ``last`` answers when none of them did."""
     answering = [plugin for plugin in plugins if plugin.handles]
+    _tell_who_may_prove(answering)
     call = last or EndOfChain(answering[-1].name if answering else "")
     for plugin in reversed(answering):
         call = _link(plugin, call)
     return call
+
+
+def _tell_who_may_prove(plugins: Iterable[Plugin]) -> None:
+    """Every plugin that only blind ones are above, outermost first.
+
+    Said once here, this costs no query anything; cutting leases on their way up would cost each link a coroutine.
+    """
+    barred: frozenset[Name] = frozenset()
+    for plugin in plugins:
+        plugin.prove(barred)
+        if not plugin.blind:
+            return
+        barred |= above(plugin.apart)
 
 
 def _link(plugin: Plugin, inner: Next) -> Next:

@@ -16,6 +16,9 @@ touches none.  Kinds come in streams of their own, so a slice may precede its Se
 A whole list (Init … InitDone) is compared with what is known: new objects are served at once, changes and losses take
 force together when the list is complete.  So nothing that exists throughout ever vanishes, not even an endpoint that
 has moved from one slice to another, and a list that breaks off changes nothing for the worse.
+
+`Existing` (see `kdns.denial`) says at any time which Services and namespaces have something here; what it denies has
+nothing, whatever a ``kubernetes`` directive may hide of the rest.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ from kdns.cluster.objects import (
     Port,
     Service,
 )
+from kdns.denial import Existing, make_existing
 from kdns.message import Fact
 
 T = TypeVar("T")
@@ -173,8 +177,9 @@ class _Shelf:
 
 
 class _Namespaces(_Shelf):
-    def __init__(self, known: set[bytes]) -> None:
+    def __init__(self, known: set[bytes], below_svc: Existing, below_pod: Existing) -> None:
         self._known = known
+        self._existing = (below_svc, below_pod)
 
     def key(self, namespace: bytes, name: bytes) -> bytes:
         return b"%c%b" % (len(name), name) if len(name) < 64 else b""
@@ -188,6 +193,8 @@ class _Namespaces(_Shelf):
     def put(self, key: bytes, new: Namespace) -> set[Fact]:
         if key in self._known:
             return set()
+        for existing in self._existing:
+            existing.add(key)
         self._known.add(key)
         return {b"ns/" + key}
 
@@ -195,24 +202,29 @@ class _Namespaces(_Shelf):
         if key not in self._known:
             return set()
         self._known.remove(key)
+        for existing in self._existing:
+            existing.discard(key)
         return {b"ns/" + key}
 
 
 class _Entries:
     """The entries, which Services and slices share: made by whoever comes first, gone with the last."""
 
-    def __init__(self) -> None:
+    def __init__(self, existing: Existing) -> None:
         self.by_key: dict[bytes, Entry] = {}
+        self._existing = existing
 
     def get(self, key: bytes) -> Entry:
         entry = self.by_key.get(key)
         if entry is None:
+            self._existing.add(key)
             entry = self.by_key[key] = Entry(key)
         return entry
 
     def tidy(self, entry: Entry) -> None:
         if entry.service is None and not entry.slices:
             del self.by_key[entry.key]
+            self._existing.discard(entry.key)
 
 
 class _Services(_Shelf):
@@ -375,7 +387,11 @@ class Index:
     """
 
     def __init__(self, kinds: Iterable[str], pod_names: bool = False, labels: bool = False) -> None:
-        entries = _Entries()
+        self.below_svc = make_existing(2)
+        """`namespaces`, and the keys of `entries`."""
+        self.below_pod = make_existing(1)
+        """`namespaces`."""
+        entries = _Entries(self.below_svc)
         self.entries = entries.by_key
         """Service names (`entry_key`) → entries."""
         self.namespaces: set[bytes] = set()
@@ -388,7 +404,7 @@ class Index:
         self._endpoint_ips: _Many[Entry] = _Many()
         self._pod_ips: _Many[Known] = _Many()
         self._shelves: dict[str, _Shelf] = {
-            "namespaces": _Namespaces(self.namespaces),
+            "namespaces": _Namespaces(self.namespaces, self.below_svc, self.below_pod),
             "services": _Services(entries, self._cluster_ips),
             "endpointslices": _Slices(entries, self._endpoint_ips, pod_names),
             "pods": _Pods(self._pod_ips, labels),

@@ -20,7 +20,7 @@ owns a record of any type is never NXDOMAIN (RFC 2308 section 5: that would deny
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Final
 
 from msgspec import Struct
@@ -29,8 +29,9 @@ from kdns import rdata
 from kdns.cluster.index import Entry, Index, Slice, entry_key
 from kdns.cluster.objects import Port, Service
 from kdns.cluster.replies import REFUSAL, WIDTHS, Replies, dashed, fits, undashed
+from kdns.denial import Denial, make_existing
 from kdns.message import AXFR, CNAME, FOREVER, IXFR, NS, PTR, SERVFAIL, SOA, SRV, TXT, Fact, Lease, Query, Record, Reply
-from kdns.name import IN_ADDR_ARPA, IP6_ARPA, Name, is_under, labels, longest_zone, reverse_address
+from kdns.name import IN_ADDR_ARPA, IP6_ARPA, ROOT, Name, above, is_under, labels, longest_zone, reverse_address
 
 VERSION: Final = b"\x051.1.0"
 """Of the specification, as TXT data."""
@@ -39,9 +40,12 @@ CHAIN: Final = 10
 """CNAMEs followed within the zone (CoreDNS: 10)."""
 
 _SVC: Final = b"\x03svc"
+_POD: Final = b"\x03pod"
 _VERSION_NAME: Final = b"\x0bdns-version"
 _SERVER_NAME: Final = b"\x02ns\x03dns"
 _NO_PORT: Final = Port(b"", b"", 0)
+_CHILDREN: Final = (b"", _SVC, _POD, _VERSION_NAME, b"\x03dns")
+"""What may exist in a zone: itself, these, and names below these."""
 
 
 class Options(Struct, frozen=True):
@@ -112,13 +116,33 @@ class Names:
         self._primary = primary(options.zones) or options.zones[0]
         self._replies = Replies(index, options.ttl)
         self._filtered = bool(options.namespaces) or options.selected
-        # Names of Services, by far the most asked, are found without reading their labels: what precedes the suffix is
-        # a key of the index or not.  Only below zones without zones below them is that the longest zone.
+        self._denials: dict[Name, Denial] = {}
+        """By apex."""
+        # Names of Services and Pods, by far the most asked, are found without reading all their labels: what precedes
+        # the suffix is a key of the index or not.  Only below zones without zones below them is that the longest zone.
+        nested = above(options.zones)
         self._suffixes = [
-            (_SVC + zone, -len(_SVC + zone), zone)
+            (_SVC + zone, _POD + zone, -len(_SVC + zone), zone)
             for zone in options.zones
-            if not _is_reverse(zone) and not any(other != zone and is_under(other, zone) for other in options.zones)
+            if not _is_reverse(zone) and zone not in nested
         ]
+
+    def prove(self, barred: Collection[Name]) -> None:
+        """From now on say, with the NXDOMAIN for a name, for which others it is true, too (`kdns.denial`).
+
+        ``barred``: apexes for which that is not to be said.
+        """
+        children = make_existing(1)
+        for child in _CHILDREN[1:]:
+            children.add(child)
+        # Where there are no Pods, nothing exists.
+        below_pod = self._index.below_pod if self._options.pods != "disabled" else make_existing(1)
+        for svc, pod, _, zone in self._suffixes:
+            # The names in the root's SOA record are written shorter for some questions than for others.
+            if zone != ROOT:
+                for apex, existing in ((zone, children), (svc, self._index.below_svc), (pod, below_pod)):
+                    if apex not in barred:
+                        self._denials[apex] = Denial(apex, existing)
 
     def zone(self, name: Name) -> Name | None:
         """The zone that answers for ``name``; None: somebody else."""
@@ -138,11 +162,21 @@ class Names:
     def _lookup(self, query: Query, trail: tuple[Name, ...]) -> Reply | Chase | None:
         """``trail``: names whose CNAMEs have led here."""
         name = query.name
-        for suffix, cut, zone in self._suffixes:
-            if name.endswith(suffix):
-                entry = self._entries.get(name[:cut])
+        for svc, pod, cut, zone in self._suffixes:
+            if name.endswith(svc):
+                head = name[:cut]
+                entry = self._entries.get(head)
                 if entry is not None:
-                    return self._service(query, zone, entry.key, entry, trail)
+                    return self._service(query, zone, head, entry, trail)
+                facts = self._nothing(head)
+                if facts is not None:
+                    return self._replies.missing(zone, facts, denial=self._denials.get(svc))
+            elif name.endswith(pod) and len(name) + cut > 2:
+                at = 1 + name[0]
+                if at + 1 + name[at] == len(name) + cut:
+                    return self._pod(query, zone, name[1:at], name[at:cut])
+            elif name.endswith(zone) and _child(name[: len(name) - len(zone)]) not in _CHILDREN:
+                return self._replies.missing(zone, (), denial=self._denials.get(zone))
         found = longest_zone(name, self._zones)
         if found is None:
             return None
@@ -161,12 +195,12 @@ class Names:
     def _forward(self, query: Query, zone: Name, trail: tuple[Name, ...]) -> Reply | Chase:
         asked = parse(query.name, zone)
         if asked is None:
-            return self._replies.missing(zone, ())
+            return self._replies.missing(zone, (), denial=self._no_pods(query.name, zone))
         if not asked.namespace:
             return self._replies.found(zone, ())
         namespace = b"%c%b" % (len(asked.namespace), asked.namespace)
         if asked.kind == b"pod":
-            return self._pod(query, zone, asked, namespace)
+            return self._pod(query, zone, asked.service, namespace)
         if not asked.service:
             facts = (b"ns/" + namespace,)
             return self._replies.found(zone, facts) if self._exposed(namespace) else self._replies.missing(zone, facts)
@@ -175,6 +209,28 @@ class Names:
         if asked.endpoint or asked.port or asked.protocol:
             return self._part(query, zone, key, entry, asked)
         return self._service(query, zone, key, entry, trail)
+
+    def _nothing(self, head: bytes) -> tuple[Fact, ...] | None:
+        """On which facts it stands that nothing exists at these labels below ``svc``; None: something may."""
+        before = last = at = 0
+        while at < len(head):
+            before, last, at = last, at, at + 1 + head[at]
+        if at != len(head) or not at:  # a label that only looks like the suffix; ``svc`` itself
+            return None
+        namespace = head[last:]
+        if not last:
+            return None if namespace in self._index.namespaces else (b"ns/" + namespace,)
+        key = head[before:]
+        if key in self._entries and namespace in self._index.namespaces:
+            return None
+        return b"svc/" + key, b"ns/" + namespace
+
+    def _no_pods(self, name: Name, zone: Name) -> Denial | None:
+        """What denies this name below ``pod``, and others with it."""
+        denial = self._denials.get(_POD + zone)
+        if denial is None or not is_under(name, denial.apex):
+            return None
+        return denial if denial.existing.denies(name[: -len(denial.apex)]) else None
 
     def _exposed(self, namespace: bytes) -> bool:
         """Whether a namespace, given with its length octet, is there and shown."""
@@ -309,26 +365,29 @@ class Names:
 
     # -- Pods
 
-    def _pod(self, query: Query, zone: Name, asked: Asked, namespace: bytes) -> Reply:
+    def _pod(self, query: Query, zone: Name, label: bytes, namespace: bytes) -> Reply:
+        """The address that ``label`` spells; an empty label asks for the namespace, which has its length octet."""
         facts: tuple[Fact, ...] = (b"ns/" + namespace,)
         mode = self._options.pods
         if mode == "disabled" or not self._exposed(namespace):
-            return self._replies.missing(zone, facts)
-        if not asked.service:
+            return self._replies.missing(zone, facts, denial=self._no_pods(query.name, zone))
+        if not label:
             return self._replies.found(zone, facts)
-        address = undashed(asked.service)
+        address = undashed(label)
         if not address:
             return self._replies.missing(zone, facts)
         if mode == "verified":
             facts = (*facts, b"pod/" + address)
-            if not any(pod.namespace == asked.namespace for pod in self._index.pods(address)):
+            if not any(pod.namespace == namespace[1:] for pod in self._index.pods(address)):
                 return self._replies.missing(zone, facts, "pods")
         if query.type == SRV:
             # CoreDNS has one for every Pod name, with port 0.
-            target = b"%c%b%b\x03pod%b" % (len(asked.service), asked.service, namespace, zone)
-            answer = Record(query.spelling, SRV, self._ttl, rdata.srv(0, 100, 0, target))
-            return self._replies.found(zone, facts, (answer,), (self._replies.address(target, address),))
-        return self._addresses(query, zone, facts, (address,))
+            target = b"%c%b%b\x03pod%b" % (len(label), label, namespace, zone)
+            srv = Record(query.spelling, SRV, self._ttl, rdata.srv(0, 100, 0, target))
+            return self._replies.found(zone, facts, (srv,), (self._replies.address(target, address),))
+        fitting = len(address) == WIDTHS.get(query.type)
+        answer = (Record(query.spelling, query.type, self._ttl, address),) if fitting else ()
+        return self._replies.found(zone, facts, answer)
 
     # -- reverse names
 
@@ -431,6 +490,14 @@ def primary(zones: tuple[Name, ...]) -> Name | None:
 
 def _is_reverse(zone: Name) -> bool:
     return is_under(zone, IN_ADDR_ARPA) or is_under(zone, IP6_ARPA)
+
+
+def _child(head: bytes) -> bytes:
+    """The last label of what precedes a zone, with its length octet; empty: there is none, or what is no label."""
+    last = at = 0
+    while at < len(head):
+        last, at = at, at + 1 + head[at]
+    return head[last:] if at == len(head) else b""
 
 
 def _endpoint_addresses(entry: Entry, width: int) -> dict[bytes, None]:

@@ -12,6 +12,7 @@ from typing import Final
 
 from kdns import rdata
 from kdns.cluster.index import Index
+from kdns.denial import Denial
 from kdns.message import (
     AA,
     AAAA,
@@ -35,6 +36,7 @@ REFUSAL: Final = Reply(REFUSED, plugin=PLUGIN)
 WIDTHS: Final = {A: 4, AAAA: 16}
 """Type of an address record → octets of its address."""
 
+_OCTETS: Final = {b"%d" % octet: octet for octet in range(256)}
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 
 
@@ -54,8 +56,10 @@ class Replies:
         authority = () if answer else (self.soa(zone),)
         return Reply(0, answer, authority, additional, AA, Lease(FOREVER, facts), plugin=PLUGIN)
 
-    def missing(self, zone: Name, facts: tuple[Fact, ...], *kinds: str) -> Reply:
+    def missing(self, zone: Name, facts: tuple[Fact, ...], *kinds: str, denial: Denial | None = None) -> Reply:
         """NXDOMAIN; SERVFAIL while that cannot be known, for want of Namespaces, Services, or the ``kinds`` named.
+
+        ``denial``: what the NXDOMAIN proves beside.
 
         Even a name without meaning is not denied before Namespaces and Services are known (as in CoreDNS): then kdns
         knows nothing of its zone.
@@ -63,7 +67,8 @@ class Replies:
         for kind in ("namespaces", "services", *kinds) if self._index.waiting else ():
             if not self._index.synced(kind):
                 return self.unknown(zone, kind)
-        return Reply(NXDOMAIN, (), (self.soa(zone),), (), AA, Lease(FOREVER, facts), plugin=PLUGIN)
+        lease = Lease(FOREVER, facts, denial=denial)
+        return Reply(NXDOMAIN, (), (self.soa(zone),), (), AA, lease, plugin=PLUGIN)
 
     def unknown(self, zone: Name, kind: str) -> Reply:
         """SERVFAIL: the objects of this kind are not known yet."""
@@ -103,13 +108,13 @@ def dashed(address: bytes) -> bytes:
 
 def undashed(label: bytes) -> bytes:
     """The packed address that a label spells with dashes; empty when it is none."""
-    if label.count(b"-") == 3 and b"--" not in label:
+    parts = label.split(b"-")
+    if len(parts) == 4:
         try:
-            address = bytes(map(int, label.split(b"-")))
-        except ValueError:
-            return b""
-        # int() takes signs, blanks and leading zeros: only what reads back the same is an address.
-        return address if b"%d-%d-%d-%d" % tuple(address) == label else b""
+            return bytes([_OCTETS[part] for part in parts])
+        except KeyError:
+            if b"" not in parts:
+                return b""
     if b"." in label or b":" in label:
         return b""
     try:

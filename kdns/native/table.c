@@ -22,6 +22,7 @@ enum {
     TYPE_A = 1, TYPE_SOA = 6, TYPE_AAAA = 28, TYPE_OPT = 41,
     OPTION_COOKIE = 10, OPTION_PADDING = 12,
     TC = 2,
+    UDP_MIN = 512, /* what every client takes over UDP */
     KEY = 1 + KD_SCOPE + 3 + LONGEST_NAME + ROOT_TYPE_CLASS + OPT_SIZE + 2,
     DOOR = 1 << 17,    /* questions that can be remembered as having come once, in one octet each */
     PLENTY = 8,        /* there is plenty of room while less than one part in so many is taken */
@@ -746,8 +747,9 @@ static struct apex *apex_of(struct kd_table *t, const uint8_t *name, size_t size
     return vacant;
 }
 
-/* Under which apex a reply can be kept: all its pointers must lead into the apex part of the question, and the names
- * in its data must be known.  NULL: keep it for its own name only. */
+/* Under which apex a reply can be kept: its own name must be among those that are denied, it must fit with any name,
+ * all its pointers must lead into the apex part of the question, and the names in its data must be known.  NULL: keep
+ * it for its own name only. */
 static struct apex *general_apex(struct kd_table *t, const struct question *q, const uint8_t *reply, size_t size,
                                  const struct kd_lease *lease)
 {
@@ -756,11 +758,14 @@ static struct apex *general_apex(struct kd_table *t, const struct question *q, c
     size_t begin;
 
     /* The apex comes with its root octet, names in a question's key without. */
-    if (!lease->apex || lease->apex_size < 1 || lease->apex_size > LONGEST_NAME || get16(reply + 6))
+    if (!lease->apex || lease->apex_size < 1 || lease->apex_size > LONGEST_NAME || get16(reply + 6) || reply[2] & TC)
+        return NULL;
+    if (HEADER + LONGEST_NAME + 4 + (size - q->end - ROOT_TYPE_CLASS) > UDP_MIN)
         return NULL;
     wanted.size = lease->apex_size - 1;
     memcpy(wanted.name, lease->apex, wanted.size);
-    if (!is_below(q, &wanted, &begin) || make_plan(reply, tail, size - q->end - ROOT_TYPE_CLASS, 0, 1))
+    if (!is_below(q, &wanted, &begin) || !kd_names_deny(lease->names, q->name, begin) ||
+        make_plan(reply, tail, size - q->end - ROOT_TYPE_CLASS, 0, 1))
         return NULL;
     for (unsigned i = 0; i < plan.pointer_count; i++) {
         unsigned target = get16(tail + plan.pointers[i]) & 0x3fff;

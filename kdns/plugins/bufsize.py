@@ -25,6 +25,7 @@ class Bufsize(Plugin):
 
     name = "bufsize"
     replayable = True
+    blind = True
     inline = True
 
     def __init__(self, size: int) -> None:

@@ -22,6 +22,7 @@ class Cancel(Plugin):
 
     name = "cancel"
     replayable = True
+    blind = True
     inline = False
 
     def __init__(self, seconds: float) -> None:

@@ -36,6 +36,7 @@ class Errors(Plugin):
 
     name = "errors"
     replayable = True
+    blind = True
     inline = True
 
     def __init__(self, patterns: Sequence[Pattern], lines: Lines) -> None:

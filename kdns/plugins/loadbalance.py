@@ -51,6 +51,7 @@ class Loadbalance(Plugin):
 
     name = "loadbalance"
     replayable = True
+    blind = True
     inline = True
 
     @classmethod

@@ -64,10 +64,12 @@ class Log(Plugin):
 
     name = "log"
     replayable = True
+    blind = True
     inline = True
 
     def __init__(self, rules: Sequence[Rule], now: Callable[[], float]) -> None:
         self._rules = rules
+        self.apart = [rule.zone for rule in rules]
         self._now = now
 
     @classmethod

@@ -22,6 +22,7 @@ class Metadata(Plugin):
 
     name = "metadata"
     replayable = True
+    blind = True
     inline = True
 
     def __init__(self, zones: tuple[Name, ...], site: Site) -> None:

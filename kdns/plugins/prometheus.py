@@ -40,10 +40,12 @@ class Prometheus(Plugin):
 
     name = "prometheus"
     replayable = True
+    blind = True
     inline = True
 
     def __init__(self, site: Site, address: str, tls: ssl.SSLContext | None) -> None:
         self._site = site
+        self.apart = site.zones
         self._zones = {zone: to_text(zone) for zone in site.zones}
         self._only_zone = next(iter(self._zones.values())) if set(self._zones) == {b"\0"} else ""
         self._tally = site.process.queries.tally

@@ -94,7 +94,7 @@ async def test_a_thousand_pipelined_are_all_answered_and_hold_up_nobody(served: 
 async def test_one_client_with_a_long_pipeline_does_not_stop_the_clocks_of_others(served: tuple[Kdns, int]) -> None:
     """20,000 first-time names in one go are half a second of work: others get their turns in between."""
     _, port = served
-    packets = b"".join(framed(query(f"x{number}.default.svc.cluster.local.", number)) for number in range(20_000))
+    packets = b"".join(framed(query(f"x{number}.{WEB}", number)) for number in range(20_000))
     reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=2**24)
 
     async def read_all() -> int:

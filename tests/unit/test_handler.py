@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from kdns import limits
+from kdns.denial import Denial, Existing
 from kdns.handler import Handler, Routes, Waiting
 from kdns.message import (
     AA,
@@ -13,8 +14,10 @@ from kdns.message import (
     FOREVER,
     NO_LEASE,
     NOERROR,
+    NXDOMAIN,
     REFUSED,
     SERVFAIL,
+    SOA,
     A,
     Lease,
     Listener,
@@ -246,6 +249,29 @@ def test_a_reply_of_old_routes_is_not_stored_after_a_reload() -> None:
     world.handler.routes = Routes({ROOT: reloaded_meanwhile}, False)
     world.ask("a.")
     assert stored(world, "a.") is None
+
+
+def test_a_denial_is_kept_only_where_all_names_below_its_apex_go_one_way() -> None:
+    soa = Record(from_text("b.a."), SOA, 30, from_text("ns.b.a.") + from_text("host.b.a.") + bytes(20))
+    denied = Denial(from_text("b.a."), Existing(1))
+    chain = answer(Lease(FOREVER, (b"f",), denial=denied), rcode=NXDOMAIN, answer=(), authority=(soa,))
+    for zones, proven in (
+        (("root",), True), (("root", "b_a_"), True), (("root", "b_a_", "c_a_"), True),
+        (("root", "x_b_a_"), False), (("root", "y_x_b_a_"), False),
+    ):  # fmt: skip
+        world = World(**dict.fromkeys(zones, chain))
+        reply = world.ask("w.b.a.")
+        assert stored(world, "w.b.a.") == reply
+        assert (stored(world, "v.v.b.a.") is not None) == proven
+        assert stored(world, "b.a.") is None
+        assert world.handler.routes.one_way(from_text("b.a.")) == proven
+        world.process.facts.drop([b"f"])
+        assert (stored(world, "w.b.a.") is not None) == proven
+    world = World(root=chain)
+    world.handler.routes = Routes({ROOT: chain}, True)
+    world.ask("w.b.a.", klass=CH)
+    assert world.packets.get(SCOPE, packet("w.b.a.", klass=CH), world.clock)
+    assert world.packets.get(SCOPE, packet("v.b.a.", klass=CH), world.clock) is None
 
 
 def test_replays_are_reported_as_sends_are() -> None:

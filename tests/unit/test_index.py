@@ -517,7 +517,12 @@ class History:
     # -- what must hold
 
     def touch(self, facts: set[Fact]) -> None:
-        """Forget what stands on the facts; what is still cached must still be true."""
+        """Forget what stands on the facts; what is still cached must still be true.  What exists follows at once."""
+        for existing, names in (
+            (self.index.below_svc, {*self.index.entries, *self.index.namespaces}),
+            (self.index.below_pod, self.index.namespaces),
+        ):
+            assert len(existing) == len(names) and all(name in existing for name in names)
         for question in [q for q, (_, stands) in self.cached.items() if not facts.isdisjoint(stands)]:
             del self.cached[question]
         for question in self.random.sample(list(self.cached), min(6, len(self.cached))):

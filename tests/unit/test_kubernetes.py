@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from kdns import interfaces, log, message, name
+from kdns.build import build
 from kdns.cluster.cluster import Cluster, Settings
 from kdns.cluster.names import Options
 from kdns.cluster.objects import Apply, Delete
@@ -21,7 +22,7 @@ from kdns.plugins.kubernetes.options import Reading
 from tests import fakeapi
 from tests.indextest import pod, service
 from tests.plugintest import Clock, End, ask, at_once, new_site, record, refused, set_up, shown, uses
-from tests.support import Lines, answers, free_port, http_get, serving
+from tests.support import Lines, answers, free_port, http_get, parse, serving
 from tests.support import ask as ask_server
 
 NOWHERE = "endpoint http://127.0.0.1:1"
@@ -45,6 +46,37 @@ kind: Pod
 metadata: {name: p-0, namespace: dev, labels: {app: web, tier: front}}
 status: {phase: Running, podIP: 192.0.2.7, podIPs: [{ip: 192.0.2.7}]}
 """
+
+
+def apexes(text: str) -> set[str]:
+    """The apexes of the denials that the Kubernetes of a Corefile gives."""
+    process = Process()
+    found = [plugin for plugin in build(process, parse(text), 53).plugins if isinstance(plugin, Kubernetes)]
+    process.warehouse.keep_only(set())
+    return {name.to_text(apex).removesuffix("cluster.local.") for plugin in found for apex in plugin._names._denials}
+
+
+def test_what_stands_above_says_what_may_be_proven(directory: Path) -> None:
+    def kept(above: str, options: str = "", zones: str = ".") -> set[str]:
+        kubernetes = f"kubernetes cluster.local in-addr.arpa {{\n manifests {directory}\n {options}\n}}"
+        return apexes(f"{zones} {{\n {above}\n {kubernetes}\n whoami\n}}\n")
+
+    every = {"", "svc.", "pod."}
+    kubeadm = "errors\n health\n ready\n prometheus localhost:0\n cache 30\n reload\n loadbalance\n loop\n"
+    assert kept(kubeadm, "fallthrough in-addr.arpa") == every
+    assert kept("log\n cancel\n bufsize\n metadata\n debug") == every
+    for denied in ("hosts", "rewrite name a. b.", "template IN A x.cluster.local {\n rcode NXDOMAIN\n}"):
+        assert kept(denied) == set()
+    disabled = "cache {\n disable success {0}\n}\n", "cache {\n disable denial {0}\n}\n", "cache 30 {0}", "log {0}"
+    for text in disabled:
+        assert kept(text.replace("{0}", "cluster.local")) == every
+        assert kept(text.replace("{0}", "svc.cluster.local")) == {"svc.", "pod."}
+        assert kept(text.replace("{0}", "dev.pod.cluster.local")) == {"svc."}
+    assert kept("prometheus localhost:0", zones=".:53 cluster.local:53") == every
+    assert kept("prometheus localhost:0", zones="cluster.local:53 dev.svc.cluster.local:54") == {"pod."}
+    assert kept("", zones="cluster.local:53 dev.svc.cluster.local:54") == every
+    assert kept("", "fallthrough dev.svc.cluster.local") == {"pod."}
+    assert kept("", "fallthrough cluster.local") == every
 
 
 def block(*options: str, zones: str = "cluster.local in-addr.arpa") -> str:

@@ -158,6 +158,12 @@ def test_is_under_as_dnspython_has_it(one: bytes, two: bytes) -> None:
         assert name.is_under(inner.lower(), outer.lower()) == parsed[0].is_subdomain(parsed[1])
 
 
+def test_above() -> None:
+    zones = [name.from_text(zone) for zone in ("a.b.c.", "x.b.c.", "c.", ".")]
+    assert name.above(zones) == {name.from_text(text) for text in ("b.c.", "c.", ".")}
+    assert name.above([name.ROOT]) == name.above([]) == set()
+
+
 def test_longest_zone() -> None:
     zones = [name.from_text(text) for text in (".", "org.", "example.org.", "other.org.")]
     assert name.longest_zone(name.from_text("www.example.org."), zones) == zones[2]

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import random
+from typing import Any, Final
+
 import pytest
 
 from kdns import message, name, rdata
 from kdns.cluster.index import Index
 from kdns.cluster.names import Asked, Chase, Names, parse, primary
-from kdns.cluster.objects import KINDS, Object
+from kdns.cluster.objects import KINDS, Delete, Init, InitApply, InitDone, Object
+from kdns.denial import Denial
+from kdns.generalize import labels_below
 from kdns.message import AA, EDE_NOT_READY, FOREVER, NXDOMAIN, REFUSED, SERVFAIL, Reply
 from kdns.name import pack_address
 from tests.indextest import (
     ZONES,
     answer,
     fill,
+    kind_of,
     names_of,
     namespace,
     pod,
@@ -677,3 +683,147 @@ def test_weights_are_those_of_corednss_floating_point() -> None:
 
     for count in range(1, 3000):
         assert max(1, 100 // count) == max(1, math.floor(100.0 / (100.0 * count) * 100))
+
+
+# --- what an NXDOMAIN proves beside ----------------------------------------------------------------------------------
+
+
+def proving(index: Index, barred: tuple[str, ...] = (), zones: tuple[bytes, ...] = ZONES, **options: Any) -> Names:
+    names = names_of(index, zones, **options)
+    names.prove({name.from_text(apex) for apex in barred})
+    return names
+
+
+def apex_of(names: Names, qname: str) -> str | None:
+    found = reply_to(names, qname)
+    denial = found.lease.denial
+    assert denial is None or found.rcode == NXDOMAIN
+    return name.to_text(denial.apex) if denial is not None else None
+
+
+@pytest.mark.parametrize(
+    ("qname", "apex"),
+    [
+        ("github.com.", ""),
+        ("what.", ""),
+        ("web.dev.svcs.", ""),
+        ("a.dns-version.", None),
+        ("b.a.dns.", None),
+        ("gone.dev.svc.", "svc."),
+        ("www.github.com.dev.svc.", "svc."),
+        ("a.b.c.d.e.f.com.dev.svc.", "svc."),
+        ("nons.svc.", "svc."),
+        ("www.github.com.svc.", "svc."),
+        ("a.web.dev.svc.", None),
+        ("a.b.c.d.web.dev.svc.", None),
+        ("x.orphan.dev.svc.", None),
+        ("nons.pod.", "pod."),
+        ("10-1-2-3.nons.pod.", "pod."),
+        ("a.b.c.d.e.nons.pod.", "pod."),
+        ("a.dev.pod.", None),
+        ("a.b.c.d.e.dev.pod.", None),
+    ],
+)
+def test_what_is_proven(index: Index, qname: str, apex: str | None) -> None:
+    names = proving(index, pods="verified")
+    assert apex_of(names, qname + Z) == (apex + Z if apex is not None else None)
+    assert apex_of(names_of(index), qname + Z) is None
+    barred = proving(index, (Z, "svc." + Z, "pod." + Z), pods="verified")
+    assert apex_of(barred, qname + Z) is None
+    assert reply_to(barred, qname + Z).lease.facts == reply_to(names, qname + Z).lease.facts
+
+
+def test_what_exists_is_never_proven_away(index: Index) -> None:
+    names = proving(index, pods="verified")
+    for qname in ("", "svc.", "pod.", "dev.svc.", "dev.pod.", "dns-version.", "web.dev.svc.", "10-244-0-1.dev.pod."):
+        found = reply_to(names, qname + Z)
+        assert (found.rcode, found.lease.denial) == (0, None)
+    assert reply_to(names, "9.9.9.9.in-addr.arpa.").lease.denial is None
+    assert reply_to(names, "x.dev.svc." + Z, "AXFR").lease.denial is None
+
+
+def test_without_pods_nothing_is_below_them(index: Index) -> None:
+    names = proving(index, pods="disabled")
+    for qname in ("dev.pod.", "10-244-0-1.dev.pod.", "a.b.c.d.e.dev.pod."):
+        assert apex_of(names, qname + Z) == "pod." + Z
+
+
+def test_zones_within_zones_prove_nothing_above_them(index: Index) -> None:
+    inner = name.from_text("svc." + Z)
+    names = proving(index, zones=(name.from_text(Z), inner))
+    assert apex_of(names, "github.com." + Z) is None
+    assert apex_of(names, "x.pod." + Z) is None
+    assert apex_of(names, "github.com.svc." + Z) == "svc." + Z
+    assert apex_of(names, "gone.dev.svc.svc." + Z) == "svc.svc." + Z
+    assert apex_of(proving(index, zones=(name.ROOT,)), "gone.dev.svc.") is None
+
+
+def test_nothing_is_proven_before_namespaces_and_services_are_known() -> None:
+    index = Index(KINDS)
+    names = proving(index)
+    for kind in KINDS:
+        found = reply_to(names, "gone.dev.svc." + Z)
+        known = not {"namespaces", "services"} & set(index.waiting)
+        assert (found.rcode, found.lease.denial is not None) == (NXDOMAIN if known else SERVFAIL, known)
+        fill(index, kinds=(kind,))
+    assert apex_of(names, "gone.dev.svc." + Z) == "svc." + Z
+
+
+LABELS: Final = ("dev", "default", "web", "db", "svc", "pod", "dns", "ns", "10-0-0-1", "_http", "com", "dns-version")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_what_is_denied_does_not_exist_whatever_happens(seed: int) -> None:
+    """Denials that were given once are held against what is answered from then on."""
+    chosen = random.Random(seed)
+    index = fill(Index(KINDS))
+    kinds = [
+        ({"pods": "disabled"}, Z), ({"pods": "insecure"}, Z), ({"pods": "verified", "ignore_empty": True}, Z),
+        ({"namespaces": frozenset((b"\3dev",)), "pods": "insecure"}, Z), ({"pods": "insecure"}, "local."),
+    ]  # fmt: skip
+    made = [proving(index, zones=(name.from_text(zone), *ZONES[1:]), **options) for options, zone in kinds]
+    given: list[set[Denial]] = [set() for _ in made]
+    refuted = 0
+    for step in range(700):
+        if step % 2:
+            change(chosen, index)
+        parts = chosen.choices(LABELS, k=chosen.randrange(1, 7))
+        qname = ".".join([*parts, *chosen.choice([(), ("svc",), ("dev", "svc"), ("pod",)])]) + "."
+        for names, denials, (_, zone) in zip(made, given, kinds, strict=True):
+            query = ask(qname + zone)
+            for type in (message.A, message.SRV, message.TXT):
+                found = names.answer(query.replace(type=type))
+                if isinstance(found, Reply) and found.lease.denial is not None:
+                    denial = found.lease.denial
+                    assert denial.existing.denies(query.name[: -len(denial.apex)])
+                    denials.add(denial)
+                for denial in denials:
+                    below = labels_below(query.name, denial.apex)
+                    if below and denial.existing.denies(query.name[:below]):
+                        refuted += 1
+                        assert isinstance(found, Reply) and found.rcode == NXDOMAIN
+                        assert found.authority == (names._replies.soa(name.from_text(zone)),)
+                        assert not (found.answer or found.additional) and found.flags == AA
+    assert refuted > 3000
+    assert all(denials for denials in given)
+
+
+def change(chosen: random.Random, index: Index) -> None:
+    """One object comes or goes, or a kind is listed anew."""
+    space, own = chosen.choice(LABELS), chosen.choice(LABELS)
+    found = chosen.choice([
+        namespace(space), service(f"{own}.{space}", "10.0.0.1"), service(f"{own}.{space}"),
+        slice_of(f"{own}-1.{space}", "10.0.0.1 web", of=own), pod(f"{own}.{space}", "10.0.0.1"),
+        service(f"{own}.{space}", externalName="web.dev.svc.cluster.local"),
+    ])  # fmt: skip
+    happens = chosen.random()
+    if happens < 0.6:
+        put(index, found)
+    elif happens < 0.9:
+        index.apply(Delete(kind_of(found), found.namespace, found.name), 0.0)
+    else:
+        kind = kind_of(found)
+        index.apply(Init(kind), 0.0)
+        for number in range(chosen.randrange(3)):
+            index.apply(InitApply(kind, found), float(number))
+        index.apply(InitDone(kind), 0.0)

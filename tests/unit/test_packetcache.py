@@ -13,9 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kdns.message import FOREVER, Duty, Fact, Lease
+from kdns.denial import Denial, make_existing
+from kdns.message import AA, AAAA, FOREVER, NXDOMAIN, A, Duty, Edns, Fact, Lease, Listener, Query, Reply
 from kdns.metrics import Metrics
+from kdns.name import from_text, spell
 from kdns.packetcache import PacketCache, packet_cache, storage_key
+from kdns.wire import pack_query, pack_reply, parse_query
+from tests.plugintest import record
 from tests.support import TWINS, use_twin
 
 UDP, TCP = b"u1", b"t1"
@@ -614,3 +618,244 @@ def test_random_use_agrees_with_a_model() -> None:
     assert set(owed.values()) == {0}
     assert value(metrics, "hits_total") == hits > 1000
     assert sum(cache.lines) == len(cache) <= 40
+
+
+# --- names that nobody has -------------------------------------------------------------------------------------------
+
+NOBODY = Reply(
+    NXDOMAIN,
+    authority=(record("cluster.local. 30 SOA ns.dns.cluster.local. hostmaster.cluster.local. 1 7200 1800 86400 30"),),
+    flags=AA,
+)
+SVC = from_text("svc.cluster.local.")
+
+
+class Leftovers:
+    """A packet cache, and what a chain would say of names below ``svc.cluster.local.`` that nobody has."""
+
+    def __init__(self, cache: PacketCache, *names: str, **lease: object) -> None:
+        self.cache = cache
+        self.existing = make_existing(2)
+        for name in names:
+            self.existing.add(from_text(name, b""))
+        self.lease = Lease(**{"until": FOREVER, "facts": (b"f",), "denial": Denial(SVC, self.existing), **lease})  # type: ignore[arg-type]
+
+    def chain(self, packet: bytes) -> bytes:
+        query = parse_query(packet, ("192.0.2.1", 5), Listener())
+        assert isinstance(query, Query)
+        return pack_reply(query, NOBODY, 512)
+
+    def put(self, packet: bytes, now: float = 0.0) -> None:
+        for _ in range(2):
+            self.cache.put(UDP, packet, self.chain(packet), self.lease, now)
+
+
+def ask(name: str, type: int = A, edns: Edns | None = None, id: int = 9, flags: int = 0x0100) -> bytes:
+    return pack_query(id, flags, spell(name), type, 1, edns)
+
+
+COOKIE = Edns(1232, True, ((10, b"12345678"),))
+
+
+@pytest.mark.parametrize("edns", [None, Edns(1232, False), COOKIE])
+def test_one_reply_denies_all_names_that_nobody_has(cache: PacketCache, metrics: Metrics, edns: Edns | None) -> None:
+    nobody = Leftovers(cache, "dev", "web.dev")
+    nobody.put(ask("www.example.com.dev.svc.cluster.local.", edns=edns))
+    assert len(cache) == 1
+    names = ["a", "A.b.DEV", "no.such", "x" * 63 + ".dev", ".".join(["y" * 50] * 4), "a.b.c.d.e.f.g.h", "a\\003svc"]
+    for number, name in enumerate(names):
+        packet = ask(name + ".Svc.cluster.LOCAL.", edns=edns, id=number)
+        assert cache.get(UDP, packet, 1.0) == nobody.chain(packet)
+    for name in ("dev.", "web.dev.", "a.b.web.dev.", ""):
+        assert cache.get(UDP, ask(name + "svc.cluster.local.", edns=edns), 1.0) is None
+    for name in ("a.cluster.local.", "a.pod.cluster.local.", "asvc.cluster.local.", "svc.cluster.local.example.", "."):
+        assert cache.get(UDP, ask(name, edns=edns), 1.0) is None
+    assert value(metrics, "hits_total") == len(names)
+    assert value(metrics, "misses_total") == 9
+
+
+def test_other_forms_of_questions_are_others(cache: PacketCache) -> None:
+    nobody = Leftovers(cache)
+    name = "a.svc.cluster.local."
+    nobody.put(ask(name, edns=COOKIE))
+    assert cache.get(UDP, ask("bb.svc.cluster.local.", edns=Edns(1232, True, ((10, b"abcdefgh"),))), 0.0)
+    for packet in (
+        ask(name), ask(name, AAAA, COOKIE), ask(name, edns=COOKIE, flags=0), ask(name, edns=COOKIE)[:-1],
+        ask(name, edns=Edns(1232, False, COOKIE.options)), ask(name, edns=Edns(1400, True, COOKIE.options)),
+        ask(name, edns=Edns(1232, True, ((10, b"1234567890123456"),))), ask(name, edns=Edns(1232, True)),
+        ask(name, edns=Edns(1232, True, ((3, b"12345678"),))),
+    ):  # fmt: skip
+        assert cache.get(UDP, packet, 0.0) is None
+    assert cache.get(TCP, ask(name, edns=COOKIE), 0.0) is None
+
+
+def test_what_is_no_name_is_not_denied(cache: PacketCache) -> None:
+    nobody = Leftovers(cache)
+    nobody.put(ask("a.svc.cluster.local."))
+    good = ask("abcdef.svc.cluster.local.")
+    assert cache.get(UDP, good, 0.0)
+    head, rest = good[:12], good[19:]
+    zero = head + b"\x06abc\0ef" + rest
+    assert cache.get(UDP, zero, 0.0) in (None, nobody.chain(zero)), "which is a name that the Python twin leaves alone"
+    labels = b"\x3f" + b"a" * 63
+    for name in (
+        b"\x06abcdef\0", b"\x46" + b"a" * 70, b"\xc0" + b"a" * 192, b"\x09abcdef", labels * 4, b"\x01",
+    ):  # fmt: skip
+        assert cache.get(UDP, head + name + rest, 0.0) is None
+    assert cache.get(UDP, head + labels * 3 + b"\x2b" + b"a" * 43 + rest, 0.0)
+    assert cache.get(UDP, head + labels * 3 + b"\x2c" + b"a" * 44 + rest, 0.0) is None
+
+
+@given(octets)
+def test_no_octets_make_a_denial_raise(packet: bytes) -> None:
+    cache = packet_cache(10, 10_000, Metrics())
+    Leftovers(cache).put(ask("a.svc.cluster.local."))
+    name = b"\1a" + SVC
+    for asked in (packet, packet[:12].ljust(12, b"\0") + name + packet[12:], packet[:12] + packet[12:] + SVC):
+        cache.get(UDP, asked, 0.0)
+
+
+def test_names_come_and_go(cache: PacketCache) -> None:
+    nobody = Leftovers(cache, "dev")
+    nobody.put(ask("x.dev.svc.cluster.local."))
+    packet = ask("a.web.dev.svc.cluster.local.")
+    assert cache.get(UDP, packet, 0.0)
+    nobody.existing.add(from_text("web.dev", b""))
+    assert cache.get(UDP, packet, 0.0) is None
+    # What is not denied is an entry of its own, with its facts.
+    nobody.put(packet)
+    assert len(cache) == 2 and cache.get(UDP, packet, 0.0)
+    nobody.existing.discard(from_text("web.dev", b""))
+    cache.forget([b"f"])
+    assert len(cache) == 1 and cache.get(UDP, packet, 0.0)
+
+
+def test_an_entry_for_the_very_question_comes_first(cache: PacketCache) -> None:
+    nobody = Leftovers(cache)
+    packet = ask("web.default.svc.cluster.local.")
+    exact = stored(cache, packet, Lease(FOREVER, (b"svc",)))
+    nobody.put(ask("x.svc.cluster.local."))
+    assert cache.get(UDP, packet, 0.0) == exact
+    cache.forget([b"svc"])
+    assert cache.get(UDP, packet, 0.0) == nobody.chain(packet)
+
+
+def test_the_nearest_apex_is_asked_first(cache: PacketCache) -> None:
+    nobody, outer = Leftovers(cache, "dev"), make_existing(1)
+    outer.add(b"\3svc")
+    lease = Lease(FOREVER, denial=Denial(from_text("cluster.local."), outer))
+    other = ask("x.other.cluster.local.")
+    for _ in range(2):
+        cache.put(UDP, other, nobody.chain(other), lease, 0.0)
+    nobody.put(ask("x.svc.cluster.local."))
+    assert len(cache) == 2
+    for name, denied in (("y.svc", True), ("dev.svc", False), ("y.pod", True), ("svc", False)):
+        assert (cache.get(UDP, ask(name + ".cluster.local."), 0.0) is not None) == denied
+
+
+def test_a_denial_below_the_root(cache: PacketCache) -> None:
+    existing = make_existing(1)
+    existing.add(b"\5there")
+    packet = ask("a.b.")
+    reply = Reply(NXDOMAIN, authority=(record(". 30 SOA . . 1 2 3 4 5"),))
+    query = parse_query(packet, ("192.0.2.1", 5), Listener())
+    assert isinstance(query, Query)
+    for _ in range(2):
+        cache.put(UDP, packet, pack_reply(query, reply, 512), Lease(FOREVER, denial=Denial(b"\0", existing)), 0.0)
+    other = ask("longer.name.")
+    query = parse_query(other, ("192.0.2.1", 5), Listener())
+    assert isinstance(query, Query)
+    assert cache.get(UDP, other, 0.0) == pack_reply(query, reply, 512)
+    assert cache.get(UDP, ask("a.there."), 0.0) is None
+    assert cache.get(UDP, ask("."), 0.0) is None
+
+
+def test_denials_end_and_age(cache: PacketCache) -> None:
+    nobody = Leftovers(cache, until=10.5, age=True)
+    nobody.put(ask("x.svc.cluster.local."))
+    other = ask("other.name.svc.cluster.local.", edns=None)
+    assert cache.get(UDP, other, 0.4) == nobody.chain(other)
+    for now, left in ((0.5, 29), (1.5, 28), (2.0, 28), (10.4, 20)):
+        assert ttls(cache.get(UDP, other, now)) == [left]
+    assert cache.get(UDP, other, 10.5) is None
+    assert len(cache) == 0
+
+
+def test_denials_are_paid_by_their_sizes() -> None:
+    random_ = random.Random(5)
+    metrics = Metrics()
+    cache = packet_cache(1000, 2**20, metrics)
+    owed: dict[tuple[int, int], int] = {}
+    model: dict[tuple[int, int], int] = {}
+    hits = 0
+
+    def duty(times: int, query: int, reply: int) -> None:
+        owed[query, reply] = owed.get((query, reply), 0) + times
+
+    nobody = Leftovers(cache, duties=(duty,))
+    reported: list[tuple[int, int, int, float]] = []
+    for step in range(3000):
+        name = ".".join("x" * random_.randrange(1, 20) for _ in range(random_.randrange(1, 4)))
+        edns = random_.choice([None, COOKIE])
+        packet = ask(name + ".svc.cluster.local.", edns=edns)
+        reply = cache.get(UDP, packet, 0.0)
+        if reply is None:
+            report = lambda *sent: reported.append(sent)  # noqa: E731
+            cache.put(UDP, packet, nobody.chain(packet), nobody.lease, 0.0, report)
+        else:
+            hits += 1
+            assert reply == nobody.chain(packet)
+            sizes = len(packet), len(reply)
+            model[sizes] = model.get(sizes, 0) + 1
+        if step % 1000 == 500:
+            metrics.settle()
+        if step % 1000 == 999:
+            cache.clear()
+    cache.settle()
+    assert owed == model and len(model) > 50
+    assert sum(times for times, *_ in reported) == hits == value(metrics, "hits_total") > 2900
+    assert {sizes[1:3] for sizes in reported} == set(model) and all(seconds == 0 for *_, seconds in reported)
+
+
+def test_denials_take_their_place_in_the_table(metrics: Metrics) -> None:
+    cache = packet_cache(20, 2**20, metrics)
+    nobody = Leftovers(cache)
+    for type in range(100, 150):
+        nobody.put(ask("x.svc.cluster.local.", type))
+    assert len(cache) == 20
+    assert value(metrics, "evictions_total") == 30
+    assert value(metrics, "bytes") > 20 * 2000
+    assert cache.get(UDP, ask("y.svc.cluster.local.", 149), 0.0)
+    assert cache.get(UDP, ask("y.svc.cluster.local.", 100), 0.0) is None
+    cache.clear()
+    assert value(metrics, "bytes") == 0
+
+
+def test_with_little_room_a_denial_is_kept_the_second_time() -> None:
+    cache = packet_cache(8, 2**20, Metrics())
+    stored(cache, question())
+    nobody = Leftovers(cache)
+    for name in ("a", "bb"):
+        packet = ask(name + ".svc.cluster.local.")
+        assert cache.get(UDP, packet, 0.0) is None
+        cache.put(UDP, packet, nobody.chain(packet), nobody.lease, 0.0)
+    assert cache.get(UDP, ask("ccc.svc.cluster.local."), 0.0)
+
+
+def test_a_flood_of_names_that_nobody_has_leaves_the_table_as_it_is() -> None:
+    metrics = Metrics()
+    cache = packet_cache(1000, 2**20, metrics)
+    nobody = Leftovers(cache, "default", *(f"web{number}.default" for number in range(500)))
+    good = [question(f"web{number}.default.svc.cluster.local.") for number in range(500)]
+    for packet in good:
+        stored(cache, packet)
+    size, misses = len(cache), 0
+    for number in range(100_000):
+        packet = ask(f"no-{number * 7919:x}.default.svc.cluster.local.")
+        if cache.get(UDP, packet, 0.0) is None:
+            misses += 1
+            cache.put(UDP, packet, nobody.chain(packet), nobody.lease, 0.0)
+    assert misses <= 2
+    assert len(cache) == size + 1
+    assert all(cache.get(UDP, packet, 0.0) for packet in good)
+    assert value(metrics, "evictions_total") == 0

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 
 import pytest
 
+from kdns.denial import Denial, Existing
 from kdns.message import FOREVER, NO_LEASE, SERVFAIL, A, Fact, Lease, Listener, Query, Reply
 from kdns.name import from_text
 from kdns.plugin import (
@@ -218,6 +219,57 @@ def test_leases_meet() -> None:
     b = Lease(5.0, (b"b", b"c"), age=True, duties=(two,))
     assert a.meet(b) == Lease(5.0, (b"a", b"b", b"c"), rotate=True, age=True, duties=(one, two))
     assert a.meet(NO_LEASE) == Lease(0.0, (b"a", b"b"), rotate=True, duties=(one,))
+
+
+# --- who may prove denials -------------------------------------------------------------------------------------------
+
+
+class Proving(Passing):
+    """Notes which apexes are barred."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.barred: frozenset[bytes] | None = None
+
+    def prove(self, barred: frozenset[bytes]) -> None:
+        self.barred = barred
+
+
+def blind(*apart: str) -> Plugin:
+    plugin = Passing()
+    plugin.blind, plugin.apart = True, [from_text(zone) for zone in apart]
+    return plugin
+
+
+def test_whoever_is_below_blind_plugins_only_may_prove_denials() -> None:
+    first, second, third = Proving(), Proving(), Proving()
+    build_chain([blind(), blind(), first, Passing(), second])
+    assert first.barred == frozenset()
+    assert second.barred is None
+    first, second, third = Proving(), Proving(), Proving()
+    first.blind = second.blind = True
+    build_chain([first, blind("a.org."), second, blind("b.com.", "."), third])
+    assert first.barred == frozenset()
+    assert second.barred == {b"\3org\0", b"\0"}
+    assert third.barred == {b"\3org\0", b"\3com\0", b"\0"}
+
+
+def test_configuration_only_bars_nothing() -> None:
+    silent, proving = Passing(), Proving()
+    silent.handles = False
+    build_chain([silent, proving])
+    assert proving.barred == frozenset()
+
+
+async def test_what_the_whole_server_says_proves_nothing_for_who_asked() -> None:
+    process = Process()
+    lease = Lease(FOREVER, (b"x",), rotate=True, denial=Denial(NAME, Existing(1)))
+
+    async def server(query: Query) -> Reply:
+        return Reply(lease=lease)
+
+    process.ask = server
+    assert (await Site(process, ()).ask(QUERY)).lease == Lease(FOREVER, (b"x",), rotate=True)
 
 
 # --- facts -----------------------------------------------------------------------------------------------------------

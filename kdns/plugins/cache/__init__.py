@@ -75,10 +75,12 @@ class Cache(Plugin):
 
     name = "cache"
     replayable = True
+    blind = True
     inline = True
 
     def __init__(self, options: Options, site: Site, store: Store) -> None:
         self._options = options
+        self.apart = (*options.zones, *options.no_success, *options.no_denial)
         self._everything = ROOT in options.zones
         self._stale = int(options.stale)
         self._site = site
@@ -273,7 +275,7 @@ class Cache(Plugin):
         kind, half = (verdict.ANSWER, counts.answers) if reply.answer else (verdict.DENIAL, counts.denials)
         lease = reply.lease
         duty = half.replayed if self._wants(query, kind) else counts.missed
-        lease = Lease(FOREVER, lease.facts, lease.rotate, lease.age, (*lease.duties, duty))
+        lease = Lease(FOREVER, lease.facts, lease.rotate, lease.age, (*lease.duties, duty), lease.denial)
         return replace(with_ttl(reply, ttl), lease=lease)
 
     def _wants(self, query: Query, kind: int) -> bool:

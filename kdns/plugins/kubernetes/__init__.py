@@ -50,7 +50,7 @@ from kdns.cluster.names import Asked, Chase, Names, parse
 from kdns.cluster.objects import pod_labels
 from kdns.corefile import Directive, only
 from kdns.message import AA, FOREVER, NXDOMAIN, SERVFAIL, TC, Query, Reply
-from kdns.name import BadName, longest_zone, pack_address
+from kdns.name import BadName, Name, above, longest_zone, pack_address
 from kdns.plugin import Next, Plugin, Site
 from kdns.plugins.kubernetes.options import Reading
 
@@ -87,6 +87,10 @@ class Kubernetes(Plugin):
         settings = reading.settings
         cluster = site.keep("cluster", astuple(settings), lambda: Cluster(settings, site.facts.drop, site.metrics, log))
         return cls(reading, cluster, site)
+
+    def prove(self, barred: frozenset[Name]) -> None:
+        """Say what names there are not, too; names in a zone that falls through are not ours to deny."""
+        self._names.prove(barred | above(self._fall))
 
     async def resolve(self, query: Query, next: Next) -> Reply:
         """Answer, chase an external name, or leave the query to the rest of the chain."""
