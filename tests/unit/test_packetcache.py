@@ -523,6 +523,30 @@ def test_bounded_by_octets() -> None:
     assert len(big) == 0
 
 
+def test_a_million_names_stay_within_the_bounds(twin: str) -> None:
+    metrics = Metrics()
+    cache = packet_cache(2000, 2**20, metrics)
+    hot = [question(f"hot{number}.") for number in range(100)]
+    for packet in hot:
+        stored(cache, packet)
+    packet = question("xxxxxxxx.example.")
+    before, after = packet.split(b"xxxxxxxx")
+    head, tail = answer(packet, "xxxxxxxx.example. 30 IN A 10.0.0.1").split(b"xxxxxxxx")
+    lease = Lease(FOREVER, (b"f",))
+    for number in range(1_000_000 if twin == "compiled" else 100_000):
+        name = b"%08x" % number
+        if cache.get(UDP, before + name + after, 1.0) is None:
+            cache.put(UDP, before + name + after, head + name + tail, lease, 1.0)
+        if number % 1000 == 0:
+            assert len(cache) <= 2000
+            assert all(cache.get(UDP, packet, 1.0) for packet in hot)
+    assert value(metrics, "bytes") <= 2**20
+    # Some look as if they had come before.
+    assert value(metrics, "evictions_total") > 100
+    cache.forget([b"f"])
+    assert len(cache) == 100
+
+
 def test_what_comes_once_is_taken_in_only_while_there_is_plenty_of_room() -> None:
     metrics = Metrics()
     cache = packet_cache(800, 2**20, metrics)
