@@ -12,9 +12,9 @@ from kdns.cluster.index import Index
 from kdns.cluster.names import Asked, Chase, Names, parse, primary
 from kdns.cluster.objects import KINDS, Delete, Init, InitApply, InitDone, Object
 from kdns.denial import Denial
-from kdns.generalize import labels_below
 from kdns.message import AA, EDE_NOT_READY, FOREVER, NXDOMAIN, REFUSED, SERVFAIL, Reply
 from kdns.name import pack_address
+from kdns.patches import labels_below
 from tests.indextest import (
     ZONES,
     answer,

@@ -17,7 +17,8 @@ from kdns.denial import Denial, make_existing
 from kdns.message import AA, AAAA, FOREVER, NXDOMAIN, A, Duty, Edns, Fact, Lease, Listener, Query, Reply
 from kdns.metrics import Metrics
 from kdns.name import from_text, spell
-from kdns.packetcache import PacketCache, packet_cache, storage_key
+from kdns.packetcache import PacketCache, packet_cache
+from kdns.questions import storage_key
 from kdns.wire import pack_query, pack_reply, parse_query
 from tests.plugintest import record
 from tests.support import TWINS, use_twin
