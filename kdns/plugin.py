@@ -24,9 +24,9 @@ Lease rules (see `message.Lease`):
 4. A reply that was computed before a fact was dropped is not stored after it: see `Facts.epoch`.
 5. What is owed per query is owed for replays too: a plugin that counts adds a `message.Duty` to the lease.
 
-A plugin of kdns itself never awaits anything that needs a current task (``asyncio.timeout``, ``wait_for``) before it
-has been suspended once: chains are stepped by hand and become a task only when they really wait.  Third-party plugins
-need not know: they get a task of their own unless they say ``inline = True``.
+A plugin of kdns itself never awaits anything that needs a current task (``asyncio.timeout``, ``wait_for``): chains are
+stepped by hand, even while they wait for an upstream, and become a task only when they wait for something of asyncio's.
+Third-party plugins need not know: they get a task of their own unless they say ``inline = True``.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Plugin:
     replayable: bool = False
     """True: I keep the lease rules above.  May be set per instance."""
     inline: ClassVar[bool] = False
-    """True: I await nothing that needs a current task before being suspended once."""
+    """True: I await nothing that needs a current task."""
     handles: bool = True
     """False: configuration only, not a link of the chain.  May be set per instance."""
     before: ClassVar[str] = ""

@@ -70,14 +70,17 @@ class UdpListener:
         self._unsent: Cell = metrics.counter(
             "kdns_udp_unsent_total", "Replies that the kernel would not take.", ("server",)
         ).cell(server)
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._waiting: dict[Waiting, tuple[Any, Any]] = {}
+        """Queries that wait for something → who asks, and how the answer gets there."""
+        self._late: list[tuple[bytes, Any, Any]] = []
+        """Replies that waited, with the same."""
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(sock.fileno(), self._drain_wildcard if self._wildcard else self._drain)
 
     @property
     def waiting(self) -> int:
         """Queries that were read here and still wait for their answer."""
-        return len(self._tasks)
+        return len(self._waiting)
 
     def stop_reading(self) -> None:
         """Answer what the socket holds, then read no more; what waits is still answered."""
@@ -88,8 +91,9 @@ class UdpListener:
     def close(self) -> None:
         """Let go of the socket and of every query that still waits."""
         self._loop.remove_reader(self.sock.fileno())
-        for task in self._tasks:
-            task.cancel()
+        for waiting in list(self._waiting):
+            waiting.cancel()
+        self._send_late()
         self.sock.close()
 
     def _drain(self) -> None:
@@ -139,22 +143,29 @@ class UdpListener:
                 self._unsent.value += 1
 
     def _ask(self, packet: bytes, peer: Any, ancillary: Any) -> bytes | None:
-        """The reply's bytes when they are to be had at once; a task sends them later when not."""
+        """The reply's bytes when they are to be had at once; they are sent later when not."""
         reply = self._handler.handle(packet, peer[:2], self._listener, self._scope)
         if not isinstance(reply, Waiting):
             return reply
-        task = self._loop.create_task(
-            self._handler.finish(reply, lambda packed: self._send_late(packed, peer, ancillary))
-        )
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._waiting[reply] = peer, ancillary
+        reply.park(self._settled)
         return None
 
-    def _send_late(self, reply: bytes, peer: Any, ancillary: Any) -> None:
-        try:
-            if ancillary is None:
-                self.sock.sendto(reply, peer)
-            else:
-                self.sock.sendmsg((reply,), ancillary, 0, peer)
-        except OSError:
-            self._unsent.value += 1
+    def _settled(self, waiting: Waiting, reply: bytes | None) -> None:
+        peer, ancillary = self._waiting.pop(waiting)
+        if reply is not None:
+            # All that one look at the upstreams brought go out in a row: that wakes the client once, not each time.
+            if not self._late:
+                self._loop.call_soon(self._send_late)
+            self._late.append((reply, peer, ancillary))
+
+    def _send_late(self) -> None:
+        late, self._late = self._late, []
+        for reply, peer, ancillary in late:
+            try:
+                if ancillary is None:
+                    self.sock.sendto(reply, peer)
+                else:
+                    self.sock.sendmsg((reply,), ancillary, 0, peer)
+            except OSError:
+                self._unsent.value += 1

@@ -36,8 +36,9 @@ def timed_out(waits_for: str) -> UpstreamError:
 class Carrier(Protocol):
     """A socket that carries questions."""
 
-    local: tuple[str, int]
-    """Our end."""
+    @property
+    def local(self) -> tuple[str, int]:
+        """Our end."""
 
     @property
     def waits_for(self) -> str:

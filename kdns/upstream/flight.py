@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from kdns import limits
 from kdns.message import TC, Reply
+from kdns.promise import Promise
 from kdns.upstream.ask import Ask, Attempt, UpstreamError, timed_out
 from kdns.wire import Message
 
@@ -41,7 +41,7 @@ class Flight(Ask):
         self.shape = shape
         self.proto = shape[1]
         self.began = self.launched = now
-        self.waiters: list[asyncio.Future[Outcome]] = []
+        self.waiters: list[Promise[Outcome]] = []
         self.attempts: list[Attempt] = []
         self.tried: list[Upstream] = []
         """Asked in this round."""
@@ -52,11 +52,11 @@ class Flight(Ask):
         """Whether all who waited have their answer."""
         return not self.airborne
 
-    def join(self) -> asyncio.Future[Outcome]:
-        """A future of one's own for the outcome: one who goes away takes nobody with him."""
-        future: asyncio.Future[Outcome] = self.group.loop.create_future()
-        self.waiters.append(future)
-        return future
+    def join(self) -> Promise[Outcome]:
+        """A promise of one's own for the outcome: one who goes away takes nobody with him."""
+        promise: Promise[Outcome] = Promise(self.group.wakeups)
+        self.waiters.append(promise)
+        return promise
 
     def start(self) -> None:
         """Ask the first server."""
@@ -225,5 +225,4 @@ class Flight(Ask):
         self.attempts.clear()
         waiters, self.waiters = self.waiters, []
         for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(outcome)
+            waiter.keep(outcome)

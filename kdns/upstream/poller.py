@@ -11,6 +11,8 @@ import asyncio
 import select
 from typing import Final, Protocol
 
+from kdns.promise import Wakeups
+
 _AT_ONCE: Final = 64
 """Sockets served per wake-up, so that timers and others get their turn."""
 
@@ -25,7 +27,9 @@ class Readable(Protocol):
 class Poller:
     """Tells sockets when they have something to read."""
 
-    def __init__(self) -> None:
+    def __init__(self, wakeups: Wakeups) -> None:
+        """``wakeups``: those that what is read wakes go on when all of it has been read."""
+        self._wakeups = wakeups
         self._epoll: select.epoll | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watched: dict[int, Readable] = {}
@@ -53,10 +57,16 @@ class Poller:
         self._watched.clear()
 
     def _ready(self) -> None:
-        watched = self._watched
-        if self._epoll is not None:
+        watched, wakeups = self._watched, self._wakeups
+        if self._epoll is None:
+            return
+        wakeups.held = True
+        try:
             for fd, _ in self._epoll.poll(0, _AT_ONCE):
                 what = watched.get(fd)
                 # None: one that came before it in this round has closed it.
                 if what is not None:
                     what.readable()
+        finally:
+            wakeups.held = False
+            wakeups.run()

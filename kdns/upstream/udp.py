@@ -10,12 +10,13 @@ means a new port: a server with little to do uses each port once.
 from __future__ import annotations
 
 import socket
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from kdns import limits
 from kdns.upstream.ask import Attempt, Cells, UpstreamError, matching, random_numbers
-from kdns.upstream.poller import Poller
-from kdns.upstream.wheel import Wheel
+
+if TYPE_CHECKING:
+    from kdns.upstream.server import Upstreams
 
 _LARGEST: Final = 65535
 _FIRST_SOCKETS: Final = 4
@@ -39,12 +40,14 @@ class Allowance:
 class Port:
     """One connected socket."""
 
-    __slots__ = ("_pool", "born", "forsaken", "local", "place", "sock", "strangers", "used", "uses", "waiting")
+    __slots__ = ("_local", "_pool", "_sock", "born", "fd", "forsaken", "place", "strangers", "used", "uses", "waiting")
 
     def __init__(self, sock: socket.socket, pool: UdpPool, born: float) -> None:
-        self.sock = sock
+        self._sock = sock
+        self.fd = sock.fileno()
+        """-1: closed."""
+        self._local: tuple[str, int] | None = None
         self._pool = pool
-        self.local: tuple[str, int] = sock.getsockname()[:2]
         self.born = self.used = born
         self.uses = 0
         self.strangers = 0
@@ -55,6 +58,14 @@ class Port:
         """IDs that were given up: their late answers are no forgeries."""
         self.place = -1
         """In the pool; -1 = no more questions, close when all have their answers."""
+
+    @property
+    def local(self) -> tuple[str, int]:
+        """Our end; ask for it before the socket is closed."""
+        if self._local is None:
+            host, port = self._sock.getsockname()[:2]
+            self._local = host, port
+        return self._local
 
     @property
     def path(self) -> str:
@@ -73,10 +84,19 @@ class Port:
             self.forsaken.add(attempt.id)
             self._pool.tired(self)
 
+    def close(self) -> None:
+        """Give the port back."""
+        self.fd = -1
+        self._sock.close()
+
+    def unsent(self, error: OSError) -> None:
+        """The kernel would not take a question."""
+        self._pool.fail(self, error, "write")
+
     def readable(self) -> None:
         """Read one datagram."""
         try:
-            packet = self.sock.recv(_LARGEST)
+            packet = self._sock.recv(_LARGEST)
         except BlockingIOError:
             return
         except OSError as error:
@@ -112,9 +132,7 @@ class UdpPool:
         remote: tuple[socket.AddressFamily, Any],
         source: str,
         lifetime: tuple[float, float, int],
-        wheel: Wheel,
-        poller: Poller,
-        allowance: Allowance,
+        home: Upstreams,
         cells: Cells,
     ) -> None:
         """``remote``: family and socket address; ``source``: our address, empty = any; ``lifetime``: seconds that an
@@ -125,7 +143,8 @@ class UdpPool:
         self._source = source
         self._expire, self._max_age, idle = lifetime
         self._most = min(idle or limits.UPSTREAM_PORTS, limits.UPSTREAM_PORTS)
-        self._wheel, self._poller, self._allowance = wheel, poller, allowance
+        self._wheel, self._poller, self._outbox = home.wheel, home.poller, home.outbox
+        self._allowance = home.allowance
         self._cells = cells
         self._random = random_numbers()
         self._pool: list[Port] = []
@@ -137,7 +156,7 @@ class UdpPool:
         self.closed = False
 
     def send(self, attempt: Attempt) -> None:
-        """Send the attempt's question on some port.  Raises UpstreamError."""
+        """Send the attempt's question on some port, with others in a batch.  Raises UpstreamError."""
         pool, random, now = self._pool, self._random, attempt.sent
         place = next(random) % limits.UPSTREAM_PORTS
         if place < len(pool):
@@ -154,12 +173,7 @@ class UdpPool:
         attempt.carrier = port
         port.used = now
         port.uses += 1
-        try:
-            port.sock.send(id.to_bytes(2, "big") + attempt.ask.tail)
-        except OSError as error:
-            del waiting[id]
-            self.fail(port, error, "write")
-            raise UpstreamError(f"write {port.path}: write: {_words(error)}") from None
+        self._outbox.add(port, id.to_bytes(2, "big") + attempt.ask.tail)
         if port.uses >= limits.UPSTREAM_USES and port.place >= 0 and self._plenty(now):
             self._retire(port)
 
@@ -200,18 +214,18 @@ class UdpPool:
     def fail(self, port: Port, error: OSError, verb: str) -> None:
         """Nothing that waits on this port will be answered."""
         self._retire(port)
+        reason = UpstreamError(f"{verb} {port.path}: {verb}: {_words(error)}")
         lost = list(port.waiting.values())
         port.waiting.clear()
         self.close_if_done(port)
-        reason = UpstreamError(f"{verb} {port.path}: {verb}: {_words(error)}")
         for attempt in lost:
             attempt.ask.failed(attempt, reason)
 
     def close_if_done(self, port: Port) -> None:
         """Close the port if nothing more is asked there and nothing waits."""
-        if port.place < 0 and not port.waiting and (fd := port.sock.fileno()) >= 0:
-            self._poller.forget(fd)
-            port.sock.close()
+        if port.place < 0 and not port.waiting and port.fd >= 0:
+            self._poller.forget(port.fd)
+            port.close()
             self.open -= 1
             self._allowance.left += 1
 

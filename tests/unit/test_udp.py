@@ -152,6 +152,7 @@ async def test_replies_that_cannot_be_sent_are_counted(served: Served) -> None:
             raise PermissionError
 
     served.listener.sock = Deaf()  # type: ignore[assignment]
-    served.listener._send_late(b"x", ("127.0.0.1", 1), None)
+    served.listener._late.append((b"x", ("127.0.0.1", 1), None))
+    served.listener._send_late()
     served.listener.sock = served.sock
     assert 'kdns_udp_unsent_total{server="dns://:53"} 1.0' in served.process.metrics.expose().decode()

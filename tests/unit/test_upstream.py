@@ -19,10 +19,12 @@ import pytest
 
 from kdns import limits, message, name, wire
 from kdns.message import SERVFAIL, Edns
+from kdns.promise import Wakeups
 from kdns.upstream import Settings, Tls, UpstreamError
 from kdns.upstream.ask import Ask, matching, random_numbers
 from kdns.upstream.fair import Census, Window
 from kdns.upstream.health import DOWN, GOOD, SILENT, WORSE, Health
+from kdns.upstream.outbox import Outbox
 from kdns.upstream.poller import Poller
 from kdns.upstream.wheel import STEP, Wheel
 from tests.certificates import make_certificate
@@ -130,7 +132,7 @@ class Reader:
 
 
 async def test_poller_wakes_until_all_is_read_and_survives_sockets_that_close_one_another() -> None:
-    poller = Poller()
+    poller = Poller(Wakeups())
     first = Reader(poller, [])
     first.theirs.send(b"1")
     first.theirs.send(b"2")
@@ -149,6 +151,43 @@ async def test_poller_wakes_until_all_is_read_and_survives_sockets_that_close_on
         reader.close()
     poller.close()
     poller.close()
+
+
+# --- the outbox ------------------------------------------------------------------------------------------------------
+
+
+class Mailer:
+    def __init__(self) -> None:
+        self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.fd = self.ours.fileno()
+        self.errors: list[OSError] = []
+
+    def unsent(self, error: OSError) -> None:
+        self.errors.append(error)
+
+    def close(self) -> None:
+        self.fd = -1
+        self.ours.close()
+
+
+async def test_outbox_sends_in_turn_and_tells_whose_datagram_was_not_taken() -> None:
+    outbox = Outbox()
+    first, second, gone = Mailer(), Mailer(), Mailer()
+    outbox.add(first, b"1")
+    outbox.add(gone, b"x")
+    outbox.add(second, b"2")
+    outbox.add(first, b"3")
+    outbox.add(gone, b"y")
+    second.theirs.close()
+    gone.close()
+    await asyncio.sleep(0.01)
+
+    assert [first.theirs.recv(10) for _ in range(2)] == [b"1", b"3"]
+    assert [error.errno for error in second.errors] == [errno.ECONNREFUSED]
+    assert not first.errors and not gone.errors
+    for mailer in (first, second, gone):
+        mailer.close()
+        mailer.theirs.close()
 
 
 # --- health ----------------------------------------------------------------------------------------------------------
