@@ -15,7 +15,7 @@ from setuptools import Extension, setup
 WANTED = os.environ.get("KDNS_COMPILED", "auto")
 FLAGS = shlex.split(os.environ.get("KDNS_CFLAGS", ""))
 
-TWINS: dict[str, list[str]] = {}
+TWINS: dict[str, list[str]] = {"kdns._upstream": ["kdns/_upstream.pyx"]}
 """Extension module → the sources that go into it."""
 
 

@@ -7,8 +7,9 @@ to ask is sent in a row, as soon as all of them have been looked at.
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import Protocol
+
+from kdns.upstream.native import send_all
 
 
 class Sender(Protocol):
@@ -38,16 +39,3 @@ class Outbox:
         datagrams, self._datagrams = self._datagrams, []
         for sender, error in send_all(datagrams):
             sender.unsent(error)
-
-
-def send_all(datagrams: list[tuple[Sender, bytes]]) -> list[tuple[Sender, OSError]]:
-    """Send each datagram on its socket, closed ones left out; what went wrong."""
-    failed: list[tuple[Sender, OSError]] = []
-    for sender, datagram in datagrams:
-        fd = sender.fd
-        if fd >= 0:
-            try:
-                os.write(fd, datagram)
-            except OSError as error:
-                failed.append((sender, error))
-    return failed

@@ -9,19 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import select
-from typing import Final, Protocol
+from typing import Protocol
 
 from kdns.promise import Wakeups
-
-_AT_ONCE: Final = 64
-"""Sockets served per wake-up, so that timers and others get their turn."""
+from kdns.upstream.native import receive
 
 
 class Readable(Protocol):
     """A socket that is watched."""
 
-    def readable(self) -> None:
-        """There is something to read: read once; more of it wakes us again."""
+    fd: int
+    """-1: closed meanwhile."""
+
+    def received(self, datagram: bytes) -> None:
+        """This has come."""
+
+    def broken(self, error: OSError) -> None:
+        """Nothing could be read: ICMP, say, that nobody listens there."""
 
 
 class Poller:
@@ -35,7 +39,7 @@ class Poller:
         self._watched: dict[int, Readable] = {}
 
     def watch(self, fd: int, what: Readable) -> None:
-        """Call ``what.readable`` whenever ``fd`` can be read.  Raises OSError."""
+        """Tell ``what`` what comes on ``fd``.  Raises OSError."""
         if self._epoll is None:
             self._epoll = select.epoll()
             self._loop = asyncio.get_running_loop()
@@ -62,11 +66,14 @@ class Poller:
             return
         wakeups.held = True
         try:
-            for fd, _ in self._epoll.poll(0, _AT_ONCE):
-                what = watched.get(fd)
-                # None: one that came before it in this round has closed it.
-                if what is not None:
-                    what.readable()
+            for what, got in receive(self._epoll, watched):
+                # One that came before it in this round may have closed it.
+                if what.fd < 0:
+                    continue
+                if isinstance(got, bytes):
+                    what.received(got)
+                else:
+                    what.broken(got)
         finally:
             wakeups.held = False
             wakeups.run()

@@ -18,7 +18,6 @@ from kdns.upstream.ask import Attempt, Cells, UpstreamError, matching, random_nu
 if TYPE_CHECKING:
     from kdns.upstream.server import Upstreams
 
-_LARGEST: Final = 65535
 _FIRST_SOCKETS: Final = 4
 """Sockets that every pool may have, whatever the others hold."""
 _SCARCE: Final = 1.0
@@ -93,16 +92,12 @@ class Port:
         """The kernel would not take a question."""
         self._pool.fail(self, error, "write")
 
-    def readable(self) -> None:
-        """Read one datagram."""
-        try:
-            packet = self._sock.recv(_LARGEST)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            # ICMP: nobody listens there, or no way leads there.
-            self._pool.fail(self, error, "read")
-            return
+    def broken(self, error: OSError) -> None:
+        """ICMP: nobody listens there, or no way leads there."""
+        self._pool.fail(self, error, "read")
+
+    def received(self, packet: bytes) -> None:
+        """A datagram has come."""
         if len(packet) < 12:
             self._pool.burn(self)
             return

@@ -39,7 +39,7 @@ from tests.fakeupstream import (
 )
 from tests.plugintest import ask as ask_for
 from tests.plugintest import shown
-from tests.upstreamtest import TCP, World, addresses, ask_many, new_world, until
+from tests.upstreamtest import TCP, World, addresses, ask_many, new_world, twins, until
 
 
 @pytest.fixture
@@ -110,28 +110,40 @@ async def test_wheel_forgets_when_closed() -> None:
 
 
 class Reader:
-    """Reads its socket, and closes others when it has read."""
+    """Takes what comes, and closes others then."""
 
     def __init__(self, poller: Poller, closes: list[Reader]) -> None:
         self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.ours.setblocking(False)
+        self.fd = self.ours.fileno()
         self.poller, self.closes = poller, closes
-        self.got: list[bytes] = []
-        poller.watch(self.ours.fileno(), self)
+        self.got: list[bytes | OSError] = []
+        poller.watch(self.fd, self)
 
-    def readable(self) -> None:
-        self.got.append(self.ours.recv(100))
+    def received(self, datagram: bytes) -> None:
+        self.got.append(datagram)
         for reader in self.closes:
             reader.close()
 
+    def broken(self, error: OSError) -> None:
+        self.got.append(error)
+
     def close(self) -> None:
-        if self.ours.fileno() >= 0:
-            self.poller.forget(self.ours.fileno())
+        if self.fd >= 0:
+            self.poller.forget(self.fd)
+            self.fd = -1
             self.ours.close()
         self.theirs.close()
 
 
-async def test_poller_wakes_until_all_is_read_and_survives_sockets_that_close_one_another() -> None:
+@pytest.fixture(params=twins())
+def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """One of the twins, in use."""
+    monkeypatch.setattr("kdns.upstream.poller.receive", request.param.receive)
+    monkeypatch.setattr("kdns.upstream.outbox.send_all", request.param.send_all)
+    return request.param
+
+
+async def test_poller_wakes_until_all_is_read_and_survives_sockets_that_close_one_another(native: Any) -> None:
     poller = Poller(Wakeups())
     first = Reader(poller, [])
     first.theirs.send(b"1")
@@ -153,6 +165,39 @@ async def test_poller_wakes_until_all_is_read_and_survives_sockets_that_close_on
     poller.close()
 
 
+async def test_poller_reads_more_sockets_than_at_once_and_datagrams_of_any_size(native: Any) -> None:
+    poller = Poller(Wakeups())
+    readers = [Reader(poller, []) for _ in range(150)]
+    for number, reader in enumerate(readers):
+        reader.theirs.send(bytes(number))
+    readers[0].theirs.send(bytes(65535))
+    await until(lambda: sum(len(reader.got) for reader in readers) == 151)
+    assert [reader.got[0] for reader in readers] == [bytes(number) for number in range(150)]
+    assert readers[0].got[1] == bytes(65535)
+    for reader in readers:
+        reader.close()
+    poller.close()
+
+
+async def test_poller_tells_what_the_kernel_says(native: Any) -> None:
+    poller = Poller(Wakeups())
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as nobody,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+    ):
+        nobody.bind(("127.0.0.1", 0))
+        sock.connect(nobody.getsockname())
+        sock.setblocking(False)
+        nobody.close()
+        reader = Reader(poller, [])
+        poller.watch(sock.fileno(), reader)
+        sock.send(b"x")
+        await until(lambda: bool(reader.got))
+    assert isinstance(reader.got[0], ConnectionRefusedError) and reader.got[0].strerror == "Connection refused"
+    reader.close()
+    poller.close()
+
+
 # --- the outbox ------------------------------------------------------------------------------------------------------
 
 
@@ -170,7 +215,7 @@ class Mailer:
         self.ours.close()
 
 
-async def test_outbox_sends_in_turn_and_tells_whose_datagram_was_not_taken() -> None:
+async def test_outbox_sends_in_turn_and_tells_whose_datagram_was_not_taken(native: Any) -> None:
     outbox = Outbox()
     first, second, gone = Mailer(), Mailer(), Mailer()
     outbox.add(first, b"1")

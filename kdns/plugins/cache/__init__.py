@@ -47,6 +47,7 @@ from kdns.message import (
     EDE_STALE_NXDOMAIN,
     FOREVER,
     IXFR,
+    NO_LEASE,
     NOERROR,
     NXDOMAIN,
     TC,
@@ -250,8 +251,12 @@ class Cache(Plugin):
         """Give a reply the TTL that it gets here, and keep it if it may be kept."""
         if reply.drop:
             return reply, None
-        kind = verdict.classify(query, reply, self._wall)
-        ttl = verdict.lifetime(reply, kind, self._options)
+        ttl = 0 if query.do else verdict.plain_ttl(reply, self._options)
+        if ttl:
+            kind = verdict.ANSWER if reply.answer else verdict.DENIAL
+        else:
+            kind = verdict.classify(query, reply, self._wall)
+            ttl = verdict.lifetime(reply, kind, self._options)
         reply = with_ttl(reply, ttl)
         lease = reply.lease
         wanted = self._wants(query, kind)
@@ -284,7 +289,8 @@ class Cache(Plugin):
 
     def _put(self, query: Query, reply: Reply, kind: int, ttl: int, counts: Counts) -> Kept:
         # Not repeated as it is: the next asker gets it out of the cache, with other flags and metric labels.
-        reply = replace(reply, lease=Lease(0.0, reply.lease.facts))
+        if reply.lease is not NO_LEASE:
+            reply = replace(reply, lease=Lease(0.0, reply.lease.facts))
         kept = replace(reply, ede=(), plugin=self.name, error="", options=(), report=None)
         item = Item(key_of(query), kept, ttl, self._now())
         if query.metadata is not None:
