@@ -9,7 +9,7 @@ What comes from outside is a `Packet`, and nobody looks at an octet of it before
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.errno cimport EAGAIN, EINTR, errno
-from libc.string cimport memcpy
+from libc.string cimport memcpy, memset
 
 import os
 
@@ -25,10 +25,44 @@ cdef extern from "<sys/epoll.h>" nogil:
     int epoll_wait(int, epoll_event *, int, int)
 
 cdef extern from "<sys/socket.h>" nogil:
+    ctypedef unsigned int socklen_t
+    cdef struct sockaddr:
+        unsigned short sa_family
     ssize_t c_recv "recv" (int, void *, size_t, int)
     ssize_t c_send "send" (int, const void *, size_t, int)
+    int c_connect "connect" (int, const sockaddr *, socklen_t)
+    int c_getsockname "getsockname" (int, sockaddr *, socklen_t *)
     int MSG_DONTWAIT
     int MSG_NOSIGNAL
+    int AF_UNSPEC
+    int AF_INET
+    int AF_INET6
+
+cdef extern from "<netinet/in.h>" nogil:
+    cdef struct in_addr:
+        unsigned int s_addr
+    cdef struct in6_addr:
+        unsigned char s6_addr[16]
+    cdef struct sockaddr_in:
+        unsigned short sin_family
+        unsigned short sin_port
+        in_addr sin_addr
+    cdef struct sockaddr_in6:
+        unsigned short sin6_family
+        unsigned short sin6_port
+        unsigned int sin6_flowinfo
+        in6_addr sin6_addr
+        unsigned int sin6_scope_id
+    unsigned short htons(unsigned short)
+    unsigned int htonl(unsigned int)
+
+cdef extern from "<arpa/inet.h>" nogil:
+    int inet_pton(int, const char *, void *)
+
+cdef union address_of:
+    sockaddr any
+    sockaddr_in ip4
+    sockaddr_in6 ip6
 
 ctypedef unsigned char octet
 
@@ -96,6 +130,53 @@ def send_all(list datagrams):
         ) < 0:
             failed.append((sender, OSError(errno, os.strerror(errno))))
     return failed
+
+
+def renew(int fd, tuple address):
+    """Give a connected socket another port, and nothing to read; False: that did not work, close it.
+
+    Disconnecting gives the port back, and what had come in on it is read and forgotten before the kernel chooses the
+    next one.
+    """
+    cdef address_of remote, nowhere
+    cdef socklen_t size
+    cdef int before, left
+    memset(&remote, 0, sizeof(remote))
+    memset(&nowhere, 0, sizeof(nowhere))
+    nowhere.any.sa_family = AF_UNSPEC
+    host = address[0].encode()
+    if len(address) == 2:
+        size = sizeof(remote.ip4)
+        remote.ip4.sin_family = AF_INET
+        remote.ip4.sin_port = htons(address[1])
+        if inet_pton(AF_INET, host, &remote.ip4.sin_addr) != 1:
+            return False
+    else:
+        size = sizeof(remote.ip6)
+        remote.ip6.sin6_family = AF_INET6
+        remote.ip6.sin6_port = htons(address[1])
+        remote.ip6.sin6_flowinfo = htonl(address[2])
+        remote.ip6.sin6_scope_id = address[3]
+        if inet_pton(AF_INET6, host, &remote.ip6.sin6_addr) != 1:
+            return False
+    before = port_of(fd)
+    if c_connect(fd, &nowhere.any, sizeof(nowhere.any)) < 0:
+        return False
+    for left in range(AT_ONCE):
+        if c_recv(fd, buffer, LARGEST, MSG_DONTWAIT) < 0:
+            break
+    else:
+        return False
+    return c_connect(fd, &remote.any, size) == 0 and port_of(fd) not in (-1, before)
+
+
+cdef int port_of(int fd) noexcept:
+    """The port of a socket, in network order; -1: it has none."""
+    cdef address_of local
+    cdef socklen_t size = sizeof(local)
+    if c_getsockname(fd, &local.any, &size) < 0:
+        return -1
+    return local.ip4.sin_port if local.any.sa_family == AF_INET else local.ip6.sin6_port
 
 
 # --- replies ---------------------------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ class Flight(Ask):
     fallback: tuple[Message, str] | None = None
     """An answer that will do if nothing better comes."""
     error: UpstreamError | None = None
+    _tick_at = 0
 
     def __init__(self, group: Group, key: bytes, tail: bytes, shape: Shape, now: float) -> None:
         """``key``: name (folded), type and class."""
@@ -61,7 +62,7 @@ class Flight(Ask):
     def start(self) -> None:
         """Ask the first server."""
         if self._launch(self.began):
-            self.group.wheel.at(self.began + min(self.group.hedge, self.group.patience), self)
+            self._tick_at = self.group.wheel.at(self.began + min(self.group.hedge, self.group.patience), self)
         else:
             self._fail()
 
@@ -144,7 +145,7 @@ class Flight(Ask):
         if self.left and now >= self.launched + self._wait(fresh) and group.may_ask_again(self, fresh, now):
             self._launch(now)
             fresh = group.choice.has_fresh(self.tried, now)
-        self.group.wheel.at(self._next_tick(now, self._wait(fresh)), self)
+        self._tick_at = group.wheel.at(self._next_tick(now, self._wait(fresh)), self)
 
     def _wait(self, fresh: bool) -> float:
         """How long after the last attempt the next one may follow."""
@@ -218,7 +219,10 @@ class Flight(Ask):
     def _land(self, outcome: Outcome) -> None:
         """Tell all who wait."""
         self.airborne = False
-        self.group.landed(self)
+        group = self.group
+        group.landed(self)
+        # Thousands that have landed would push what is needed out of the processor's cache until their time comes.
+        group.wheel.forget(self._tick_at, self)
         for attempt in self.attempts:
             if attempt.carrier is not None:
                 attempt.carrier.forget(attempt)
