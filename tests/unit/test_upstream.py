@@ -609,6 +609,7 @@ async def test_what_comes_in_on_a_spare_socket_is_not_read_on_its_next_port(worl
     await asyncio.sleep(0.02)
     assert port.waiting == {0x7878: attempt} and not port.strangers
     port.waiting.clear()
+    pool.close_if_done(port)
 
 
 @needs_compiled
