@@ -188,7 +188,8 @@ class Flight(Ask):
             return False
         self.sends += 1
         attempt = Attempt(self, upstream, proto, now)
-        attempt.guards = guards
+        if guards is not None:
+            attempt.guards = guards
         self.attempts.append(attempt)
         try:
             upstream.send(attempt)
