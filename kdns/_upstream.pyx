@@ -163,7 +163,8 @@ def renew(int fd, tuple address):
     if c_connect(fd, &nowhere.any, sizeof(nowhere.any)) < 0:
         return False
     for left in range(AT_ONCE):
-        if c_recv(fd, buffer, LARGEST, MSG_DONTWAIT) < 0:
+        # Other errors are news about the old port, too, and datagrams may stand behind them.
+        if c_recv(fd, buffer, LARGEST, MSG_DONTWAIT) < 0 and errno == EAGAIN:
             break
     else:
         return False

@@ -662,6 +662,21 @@ def test_renewing_changes_the_port_alone(address: str) -> None:
 
 
 @needs_compiled
+def test_renewing_forgets_errors_and_what_stands_behind_them() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as here:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as there:
+            there.bind(("127.0.0.1", 0))
+            remote = there.getsockname()
+            here.connect(remote)
+            here.setblocking(False)
+            there.sendto(b"for the old port", here.getsockname())
+        here.send(b"nobody listens now")
+        assert compiled.renew(here.fileno(), remote)
+        with pytest.raises(BlockingIOError):
+            here.recv(100)
+
+
+@needs_compiled
 def test_renewing_what_cannot_be_renewed() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.connect(("127.0.0.1", 9))
