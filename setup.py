@@ -20,6 +20,7 @@ TWINS: dict[str, list[str]] = {
         "kdns/_packetcache.pyx", "kdns/native/table.c", "kdns/native/names.c", "kdns/native/udp.c",
         "kdns/native/threads.c",
     ],
+    "kdns._upstream": ["kdns/_upstream.pyx"],
 }  # fmt: skip
 """Extension module → the sources that go into it."""
 

@@ -475,29 +475,25 @@ cdef class Receiver:
 
     def drain(self):
         """Read and answer one batch; whether there was anything."""
-        cdef int count
         if self.closed:
             return False
-        if self.thread != NULL:
-            return self.drain_queue()
-        count = self.udp.left
-        if not count:
-            with nogil:
-                count = kd_udp_turn(self.udp, DONTWAIT)
-        self.ask()
-        return count > 0
+        return self.turn() if self.thread == NULL else self.drain_queue()
 
     def stop(self):
-        """Answer what the socket holds, then read no more; late answers can still be sent."""
-        if self.thread == NULL:
-            for _ in range(limits.UDP_LAST_BATCHES):
-                if not self.drain():
-                    return
+        """Answer what the socket holds, then read no more; late answers can still be sent.
+
+        Again: answer what has come since.
+        """
+        if self.closed:
             return
-        with nogil:
-            kd_thread_stop(self.thread)
-        while self.drain():
-            pass
+        if self.thread != NULL:
+            with nogil:
+                kd_thread_stop(self.thread)
+            while self.drain_queue():
+                pass
+        for _ in range(limits.UDP_LAST_BATCHES):
+            if not self.turn():
+                return
 
     def send_through(self, sock):
         """Send late answers through another socket of the same address; `stop` came before."""
@@ -509,6 +505,15 @@ cdef class Receiver:
             with nogil:
                 kd_thread_stop(self.thread)
         self.closed = True
+
+    cdef bint turn(self) except -1:
+        """Answer what is left of the last batch, or read one; whether there was anything."""
+        cdef int count = self.udp.left
+        if not count:
+            with nogil:
+                count = kd_udp_turn(self.udp, DONTWAIT)
+        self.ask()
+        return count > 0
 
     cdef bint drain_queue(self) except -1:
         cdef int count = 0, size

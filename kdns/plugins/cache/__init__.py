@@ -47,6 +47,7 @@ from kdns.message import (
     EDE_STALE_NXDOMAIN,
     FOREVER,
     IXFR,
+    NO_LEASE,
     NOERROR,
     NXDOMAIN,
     TC,
@@ -141,7 +142,9 @@ class Cache(Plugin):
         counts.misses.value += 1
         epoch = self._facts.epoch
         reply = await next(_with_ad(query))
-        ttl = verdict.plain_ttl(reply, self._options) if reply.lease.until == FOREVER else 0
+        ttl = 0
+        if reply.lease.until == FOREVER and not reply.flags & AD:
+            ttl = verdict.plain_ttl(reply, self._options)
         if ttl:
             return self._pass(query, reply, ttl, counts)
         reply, _ = self._keep(query, reply, epoch, counts)
@@ -252,8 +255,12 @@ class Cache(Plugin):
         """Give a reply the TTL that it gets here, and keep it if it may be kept."""
         if reply.drop:
             return reply, None
-        kind = verdict.classify(query, reply, self._wall)
-        ttl = verdict.lifetime(reply, kind, self._options)
+        ttl = 0 if query.do else verdict.plain_ttl(reply, self._options)
+        if ttl:
+            kind = verdict.ANSWER if reply.answer else verdict.DENIAL
+        else:
+            kind = verdict.classify(query, reply, self._wall)
+            ttl = verdict.lifetime(reply, kind, self._options)
         reply = with_ttl(reply, ttl)
         lease = reply.lease
         wanted = self._wants(query, kind)
@@ -268,7 +275,10 @@ class Cache(Plugin):
         current = epoch == self._facts.epoch or not lease.facts
         if not (wanted and ttl and current and verdict.storable(query, reply, kind)):
             return reply, None
-        return self._put(query, reply, kind, ttl, counts)
+        # Not repeated as it is: the next asker gets it out of the cache, with other flags and metric labels.
+        if reply.lease is not NO_LEASE:
+            reply = replace(reply, lease=Lease(0.0, lease.facts))
+        return reply, self._put(query, reply, kind, ttl, counts)
 
     def _pass(self, query: Query, reply: Reply, ttl: int, counts: Counts) -> Reply:
         """What `_keep` does for plain answers and denials that are true until a fact changes, only sooner."""
@@ -284,9 +294,7 @@ class Cache(Plugin):
         disabled = options.no_success if kind in (verdict.ANSWER, verdict.REFERRAL) else options.no_denial
         return not disabled or longest_zone(query.name, disabled) is None
 
-    def _put(self, query: Query, reply: Reply, kind: int, ttl: int, counts: Counts) -> Kept:
-        # Not repeated as it is: the next asker gets it out of the cache, with other flags and metric labels.
-        reply = replace(reply, lease=Lease(0.0, reply.lease.facts))
+    def _put(self, query: Query, reply: Reply, kind: int, ttl: int, counts: Counts) -> Item:
         kept = replace(reply, ede=(), plugin=self.name, error="", options=(), report=None)
         item = Item(key_of(query), kept, ttl, self._now())
         if query.metadata is not None:
@@ -301,7 +309,7 @@ class Cache(Plugin):
         evicted = half.evicted
         half.put(item)
         cells.evictions.value += half.evicted - evicted
-        return reply, item
+        return item
 
     def _replace_denial(self, query: Query, item: Item) -> None:
         """The newest reply counts; with ``prefer_positive`` only one that answers, else the last that did is held."""

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Final
 
 from kdns.message import (
-    AD,
     ANY,
     AXFR,
     CNAME,
@@ -104,7 +103,7 @@ def lifetime(reply: Reply, kind: int, options: Options) -> int:
 
 def plain_ttl(reply: Reply, options: Options) -> int:
     """`lifetime` of a plain answer, or of a denial with nothing but its SOA; 0: it is something else."""
-    if reply.flags & (AD | TC) or reply.additional:
+    if reply.flags & TC or reply.additional:
         return 0
     if reply.answer:
         if reply.rcode != NOERROR or reply.authority:
