@@ -15,7 +15,9 @@ from setuptools import Extension, setup
 WANTED = os.environ.get("KDNS_COMPILED", "auto")
 FLAGS = shlex.split(os.environ.get("KDNS_CFLAGS", ""))
 
-TWINS: dict[str, list[str]] = {}
+TWINS: dict[str, list[str]] = {
+    "kdns._wire": ["kdns/_wire.pyx"],
+}
 """Extension module → the sources that go into it."""
 
 
@@ -33,7 +35,7 @@ def extensions() -> list[Extension]:
                 Extension(
                     module,
                     sources,
-                    extra_compile_args=["-O2", *FLAGS],
+                    extra_compile_args=["-O2", "-g0", *FLAGS],
                     extra_link_args=FLAGS,
                     optional=WANTED != "must",
                 )
