@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TESTS ?= tests
 SOURCES := pyproject.toml setup.py $(wildcard kdns/*.pyx kdns/*.pxd kdns/native/*)
 
-.PHONY: run test check tests test-kube test-coredns bench fuzz clean
+.PHONY: run test check tests test-kube test-coredns bench fuzz wheels clean
 
 run: $(VENV)/run  ## serve the sample cluster on 127.0.0.1:1053
 	@printf '%s\n' 'kdns serves the sample cluster in examples/ on 127.0.0.1:1053 (Ctrl-C stops it).  Try:' \
@@ -38,8 +38,12 @@ bench: $(VENV)/dev  ## CPU per query beside every peer on PATH
 fuzz: $(VENV)/dev  ## a million mutated packets
 	KDNS_FUZZ_PACKETS=1000000 $(BIN)/python -m pytest tests/fuzz
 
+wheels: $(VENV)/dev  ## compiled wheels for the usual Linuxes in dist/; needs Docker
+	$(BIN)/pip install --quiet --disable-pip-version-check 'cibuildwheel>=2.22'
+	$(BIN)/cibuildwheel --platform linux --output-dir dist
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info kdns/*.so
 
 $(VENV)/python: 
 	$(PYTHON) -c 'import sys; sys.exit("kdns needs Python 3.11 or newer: make PYTHON=python3.12 …" if sys.version_info < (3, 11) else 0)'

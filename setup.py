@@ -29,22 +29,19 @@ def extensions() -> list[Extension]:
         return []
     from Cython.Build import cythonize
 
-    return list(
-        cythonize(
-            [
-                Extension(
-                    module,
-                    sources,
-                    extra_compile_args=["-O2", "-g0", *FLAGS],
-                    extra_link_args=FLAGS,
-                    optional=WANTED != "must",
-                )
-                for module, sources in TWINS.items()
-            ],
-            build_dir="build",
-            language_level=3,
-        )
+    flags = ["-O2", "-g0", *FLAGS]
+    found: list[Extension] = cythonize(
+        [
+            Extension(module, sources, extra_compile_args=flags, extra_link_args=FLAGS)
+            for module, sources in TWINS.items()
+        ],
+        build_dir="build",
+        language_level=3,
     )
+    for extension in found:
+        # Said here, for Cython makes Extensions of its own and leaves this out.
+        extension.optional = WANTED != "must"
+    return found
 
 
 setup(ext_modules=extensions())
