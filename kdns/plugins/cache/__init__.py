@@ -141,7 +141,7 @@ class Cache(Plugin):
                 return await self._from_item(item, query, next, now, counts)
         counts.misses.value += 1
         epoch = self._facts.epoch
-        reply = await next(_with_ad(query))
+        reply = await next(query if query.flags & AD else _with_ad(query))
         if reply.lease.until == FOREVER:
             ttl = self._plain_ttl(reply)
             if ttl:
@@ -376,7 +376,7 @@ def _nothing() -> None:
 
 def _with_ad(query: Query) -> Query:
     """The query with AD, so that the reply tells whether it is authentic (RFC 6840 section 5.7)."""
-    return query if query.flags & AD else replace(query, flags=query.flags | AD)
+    return replace(query, flags=query.flags | AD)
 
 
 def _visible(reply: Reply, query: Query) -> Reply:
