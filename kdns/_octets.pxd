@@ -1,8 +1,8 @@
 """Octets and names, for the compiled twins: nothing here reads or writes beyond the room that it is told."""
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_CheckExact, PyBytes_GET_SIZE
-from cpython.long cimport PyLong_AsLong, PyLong_CheckExact
-from libc.stdint cimport uint8_t
+from cpython.long cimport PyLong_AsLongLong, PyLong_CheckExact
+from libc.stdint cimport int64_t, uint8_t
 
 cdef enum:
     MAX_NAME = 255
@@ -33,16 +33,16 @@ cdef inline void write16(uint8_t *at, long value) noexcept nogil:
     at[1] = value & 255
 
 
-cdef inline void write32(uint8_t *at, long value) noexcept nogil:
+cdef inline void write32(uint8_t *at, int64_t value) noexcept nogil:
     write16(at, value >> 16)
     write16(at + 2, value)
 
 
-cdef inline long number(object value, long most) except -1:
+cdef inline int64_t number(object value, int64_t most) except -1:
     """A plain int from 0 to ``most``; ValueError or OverflowError for anything else."""
     if not PyLong_CheckExact(value):
         raise ValueError
-    cdef long found = PyLong_AsLong(value)
+    cdef int64_t found = PyLong_AsLongLong(value)
     if not 0 <= found <= most:
         raise ValueError
     return found

@@ -8,7 +8,7 @@ and the readable twin packs that reply.  So all that is written here is in bound
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.tuple cimport PyTuple_CheckExact
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memcmp, memcpy, memset
 
 from kdns._draft cimport HEADER, Draft, begin, end, put_name, remember_question, reserve
@@ -345,7 +345,7 @@ cdef Py_ssize_t pack_record(Draft *draft, record, const Question *question, Py_s
     cdef const uint8_t *rdata = octets_of(rdata_bytes, &size)
     cdef long kind = number(record.type, 65535)
     cdef long klass = number(record.klass, 65535)
-    cdef long ttl = number(record.ttl, 0xFFFFFFFF)
+    cdef int64_t ttl = number(record.ttl, 0xFFFFFFFF)
     if size > 65535:
         raise ValueError
     reserve(draft, at + owner_size + 12 + size)
@@ -377,7 +377,7 @@ cdef Py_ssize_t pack_record(Draft *draft, record, const Question *question, Py_s
     return at + after + size
 
 
-cdef inline void write_fixed(uint8_t *octets, long type, long klass, long ttl, long size) noexcept nogil:
+cdef inline void write_fixed(uint8_t *octets, long type, long klass, int64_t ttl, long size) noexcept nogil:
     write16(octets, type)
     write16(octets + 2, klass)
     write32(octets + 4, ttl)
@@ -411,7 +411,7 @@ cdef Py_ssize_t pack_data(
 
 
 cdef Py_ssize_t pack_denial(
-    uint8_t *octets, const Question *question, const uint8_t *zone, Py_ssize_t zone_size, long klass, long ttl,
+    uint8_t *octets, const Question *question, const uint8_t *zone, Py_ssize_t zone_size, long klass, int64_t ttl,
     const uint8_t *rdata, Py_ssize_t size
 ) except -1:
     """Write the SOA of a denial whose names end in the zone, as does the question: how long it is; 0: they don't."""
