@@ -7,7 +7,7 @@ SOURCES := pyproject.toml setup.py $(wildcard kdns/*.pyx kdns/*.pxd kdns/native/
 SANITIZED := tests/unit/test_packetcache.py tests/unit/test_udp.py tests/unit/test_multisocket.py \
     tests/unit/test_listen_loop.py
 
-.PHONY: run test check tests test-kube test-coredns bench fuzz fuzz-native sanitized clean
+.PHONY: run test check tests test-kube test-coredns bench fuzz fuzz-native sanitized wheels clean
 
 run: $(VENV)/run  ## serve the sample cluster on 127.0.0.1:1053
 	@printf '%s\n' 'kdns serves the sample cluster in examples/ on 127.0.0.1:1053 (Ctrl-C stops it).  Try:' \
@@ -54,8 +54,12 @@ sanitized: $(VENV)/dev  ## the tests of the compiled twins with ASan and UBSan i
 	    LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" $(BIN)/python -P -m pytest \
 	    -n0 --import-mode=append $(SANITIZED)
 
+wheels: $(VENV)/dev  ## compiled wheels for the usual Linuxes in dist/; needs Docker
+	$(BIN)/pip install --quiet --disable-pip-version-check 'cibuildwheel>=2.22'
+	$(BIN)/cibuildwheel --platform linux --output-dir dist
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info kdns/*.so
 
 $(VENV)/python: 
 	$(PYTHON) -c 'import sys; sys.exit("kdns needs Python 3.11 or newer: make PYTHON=python3.12 …" if sys.version_info < (3, 11) else 0)'

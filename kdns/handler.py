@@ -133,6 +133,8 @@ class Routes(msgspec.Struct, frozen=True):
 
     def _longest(self, name: Name, without: Name | None = None) -> Next | None:
         chains = self.chains
+        if len(chains) == 1 and ROOT in chains:
+            return chains[ROOT] if without != ROOT else None
         at = 0
         while True:
             zone = name[at:]

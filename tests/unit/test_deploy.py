@@ -435,7 +435,19 @@ def test_the_final_stage_only_copies() -> None:
     assert final["COPY"] == "--from=build /app /app"
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", final["USER"])
     environment = dict(pair.split("=") for pair in final["ENV"].split())
-    assert environment == {"PYTHONPATH": "/app", "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    assert environment == {
+        "PYTHONPATH": "/app",
+        "PYTHONSAFEPATH": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "KDNS_COMPILED": "must",
+    }
+
+
+def test_the_image_is_compiled() -> None:
+    commands = [rest for word, rest in stages()[0] if word == "RUN"]
+    assert any("gcc" in command for command in commands)
+    assert any(command.startswith("KDNS_COMPILED=must pip install") for command in commands)
+    assert "**/*.so" in (ROOT / ".dockerignore").read_text().splitlines()
 
 
 def test_what_is_copied_is_there_and_not_ignored() -> None:

@@ -102,7 +102,7 @@ class Kubernetes(Plugin):
             return await next(query)
         if isinstance(reply, Chase):
             return await self._chase(query, reply)
-        if reply.rcode == NXDOMAIN and longest_zone(query.name, self._fall) is not None:
+        if reply.rcode == NXDOMAIN and query.name.endswith(self._fall) and longest_zone(query.name, self._fall):
             # What the others say stands on there being no such name here.
             other = await next(query)
             return other.leased(other.lease.shrink(FOREVER, reply.lease.facts))
