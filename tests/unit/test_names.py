@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from kdns import message, name, rdata
@@ -18,6 +20,7 @@ from tests.indextest import (
     namespace,
     pod,
     put,
+    relist,
     said,
     service,
     slice_of,
@@ -572,8 +575,11 @@ def partly(*known: str) -> Names:
         ((), "ns.dns.", "A", [UNKNOWN]),
         ((), "svc.", "A", ["NODATA"]),
         ((), "dns-version.", "TXT", ['TXT "1.1.0"']),
-        # no Namespaces
-        (("services", "endpointslices", "pods"), "web.dev.svc.", "A", [UNKNOWN]),
+        # no Namespaces: what is in one vouches for it
+        (("services", "endpointslices", "pods"), "web.dev.svc.", "A", ["A 10.96.0.1"]),
+        (("services", "endpointslices", "pods"), "_http._tcp.web.dev.svc.", "A", ["A 10.96.0.1"]),
+        (("services", "endpointslices", "pods"), "dev.svc.", "A", [UNKNOWN]),
+        (("services", "endpointslices", "pods"), "10-244-0-1.dev.pod.", "A", [UNKNOWN]),
         (("services", "endpointslices", "pods"), "gone.dev.svc.", "A", [UNKNOWN]),
         # no Services
         (("namespaces", "endpointslices", "pods"), "dev.svc.", "A", ["NODATA"]),
@@ -632,6 +638,26 @@ def test_partial_knowledge_of_addresses(known: tuple[str, ...], address: str, li
 def test_reverse_lookups_of_selected_namespaces_need_to_know_them() -> None:
     names = names_of(fill(Index(KINDS), *WORLD, kinds=KINDS[1:]), selected=True)
     assert said(names, "2.0.1.10.in-addr.arpa.", "PTR") == said(names, "1.0.96.10.in-addr.arpa.", "PTR") == [UNKNOWN]
+
+
+@pytest.mark.parametrize(
+    ("options", "lines"),
+    [
+        ({"selected": True}, [UNKNOWN]),
+        ({"namespaces": frozenset([b"\3dev"])}, ["A 10.96.0.1"]),
+        ({"namespaces": frozenset([b"\4prod"])}, [UNKNOWN]),
+    ],
+)
+def test_a_service_vouches_only_for_a_namespace_that_may_be_shown(options: dict[str, Any], lines: list[str]) -> None:
+    index = fill(Index(KINDS), *WORLD, kinds=KINDS[1:])
+    assert said(names_of(index, **options), "web.dev.svc." + Z) == lines
+    # Once Namespaces are known they decide, and what was said before is repeated no more.
+    if lines != [UNKNOWN]:
+        facts = reply_to(names_of(index, **options), "web.dev.svc." + Z).lease.facts
+        assert b"known/namespaces" in facts
+    assert b"known/namespaces" in relist(index, "namespaces", [])
+    assert b"known/namespaces" not in relist(index, "namespaces", [])
+    assert said(names_of(index, **options), "web.dev.svc." + Z) == ["NXDOMAIN"]
 
 
 def test_half_a_reverse_name_is_not_denied_before_anything_is_known() -> None:
