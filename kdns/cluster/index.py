@@ -478,11 +478,10 @@ class Index:
                 shelf.remove(key)
         self.remembered = ()
 
-    def copy(self, kind: str) -> tuple[int, Iterator[Object]]:
-        """How many objects of a kind are known, and these objects as they are at this moment, made one by one."""
+    def copy(self, kind: str) -> Iterator[Object]:
+        """The objects of a kind as they are at this moment; they are made one by one, whatever changes meanwhile."""
         shelf = self._shelves[kind]
-        things = shelf.copy()
-        return len(things), map(shelf.thaw, things)
+        return map(shelf.thaw, shelf.copy())
 
     def by_cluster_ip(self, address: bytes) -> tuple[Entry, ...]:
         """The Services with this cluster IP: one, but for moments in which an address changes hands."""

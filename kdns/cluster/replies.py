@@ -3,7 +3,7 @@
 An answer stands until one of its facts (see `index`) is dropped.  The serial in the SOA of a negative answer may then
 be older than the index: nobody follows changes by it, so such answers stand, too; only the SOA that is asked for itself
 is made anew for each question.  What depends on objects that are not known yet is SERVFAIL, with EDE 14 (Not Ready).
-A snapshot says what there was, never what there is not: names in it are answered with EDE 3 (Stale Answer), see `stale`.
+A snapshot says what there was, never what there is not: its names are answered with EDE 3 (Stale Answer), see `stale`.
 """
 
 from __future__ import annotations
