@@ -203,7 +203,8 @@ class Cluster:
     def _instead(self, kind: str) -> str:
         """What answers meanwhile, for people."""
         if kind in self.index.remembered and self._restored is not None:
-            return f"from a snapshot, {self._restored.told_age()} old; "
+            # Not its age: whoever logs changes would log each second.
+            return f"from a snapshot of {self._restored.told_time()}; "
         return ""
 
     def in_step(self) -> bool:

@@ -174,7 +174,7 @@ class Snapshot:
         self.taken = reader.header.taken
         self._size.value = reader.size
         found = ", ".join(f"{count} {kind}" for kind, count in counts.items())
-        self._log.warning(f"{self.path}: {found}, true {self.told_age()} ago, stand in for the API server")
+        self._log.warning(f"{self.path}: {found}, true {duration_text(round(self.age or 0.0))} ago, stand in")
         return True
 
     def _open(self) -> tuple[str, Reader]:
@@ -186,9 +186,9 @@ class Snapshot:
             reader.close()
             raise SnapshotError(self.path, "foreign", f"it cannot be told which cluster is ours: {error}") from None
 
-    def told_age(self) -> str:
-        """The age in words."""
-        return duration_text(round(self.age or 0.0))
+    def told_time(self) -> str:
+        """The time at which what the file holds was true, in words."""
+        return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(self.taken or 0.0))
 
     def _refused(self, error: SnapshotError) -> bool:
         self._refuse(error)

@@ -146,7 +146,7 @@ async def test_a_start_without_the_api_server_knows_what_was(world: World) -> No
         status, text = await http_get(world.ready, "/ready")
         assert status == 503
         for kind in ("namespaces", "services", "endpointslices"):
-            assert f"{kind}: from a snapshot, " in text and "refused" in text, text
+            assert f"{kind}: from a snapshot of 20" in text and "refused" in text, text
         _, metrics = await http_get(world.metrics, "/metrics")
         assert 'kdns_kubernetes_snapshot_in_use{resource="services"} 1.0' in metrics
         assert f'kdns_kubernetes_snapshot_age_seconds{{file="{world.file}"}}' in metrics

@@ -245,7 +245,7 @@ async def test_a_warm_start(tmp_path: Path) -> None:
             assert b"\4gone\7default" in cluster.index.entries and not cluster.synced.is_set()
             assert not cluster.in_step() and cluster.changes == 0 and board.facts == []
             await until(lambda: "refused" in cluster.unsynced()["services"])
-            assert cluster.unsynced()["services"].startswith("from a snapshot, 0s old; list: ")
+            assert cluster.unsynced()["services"].startswith("from a snapshot of 20")
             cluster.begin_with(second.snapshot)  # too late, and no harm
             api.delete("services", "gone")
             await api.accept()

@@ -178,6 +178,7 @@ class Kubernetes(Plugin):
             left = until - self._site.now()
             if left <= 0:
                 self._log.warning("starting server with unsynced Kubernetes API")
+                self._log.warning(f"not known yet: {self.unready()}")
                 return
             try:
                 async with asyncio.timeout(min(left, REMIND)):
