@@ -117,14 +117,10 @@ def first_answer(port: int, name: str, since: float) -> tuple[float, dns.message
 
 async def test_a_start_without_the_api_server_knows_what_was(world: World) -> None:
     await world.leave_a_snapshot()
-    began = time.monotonic()
-    first = asyncio.create_task(asyncio.to_thread(first_answer, world.port, WEB, began))
+    first = asyncio.create_task(asyncio.to_thread(first_answer, world.port, WEB, time.monotonic()))
     with await world.kdns() as kdns:
-        took, reply = await first
-        listening = time.monotonic()
+        _, reply = await first
         assert answers(reply) == [f"{WEB} 5 IN A 10.96.0.5"] and edes(reply) == [STALE]
-        # Twice as many for machines that are busy with other tests: it takes 0.2 s.
-        assert took < 2 * SOON, took
         peers = await world.ask(PEERS)
         assert sorted(answers(peers)) == [f"{PEERS} 5 IN A 10.1.0.{n}" for n in (1, 2)] and edes(peers) == [STALE]
         assert answers(await world.ask(f"a.{PEERS}")) == [f"a.{PEERS} 5 IN A 10.1.0.1"]
@@ -150,7 +146,6 @@ async def test_a_start_without_the_api_server_knows_what_was(world: World) -> No
         _, metrics = await http_get(world.metrics, "/metrics")
         assert 'kdns_kubernetes_snapshot_in_use{resource="services"} 1.0' in metrics
         assert f'kdns_kubernetes_snapshot_age_seconds{{file="{world.file}"}}' in metrics
-        assert time.monotonic() - listening < 10
         # Then the API server comes, and things have changed meanwhile.
         api = world.api
         api.delete("services", "gone")
@@ -171,6 +166,24 @@ async def test_a_start_without_the_api_server_knows_what_was(world: World) -> No
         assert await asyncio.to_thread(kdns.stop) == 0
     assert f"{world.file}: 2 namespaces, 3 services, 1 endpointslices, true " in kdns.output
     assert "the API server has been heard" in kdns.output and "[ERROR]" not in kdns.output
+
+
+async def test_the_first_answer_comes_at_once(world: World) -> None:
+    """Where the machine is busy with other tests, nearly as soon as that of a server that has nothing to know."""
+    await world.leave_a_snapshot()
+    bare = world.conf.with_name("Bare")
+    bare.write_text(f".:{world.port} {{\n bind 127.0.0.1\n whoami\n}}\n")
+    best = dict.fromkeys((world.conf, bare), 15.0)
+    for _ in range(8):
+        for conf in best:
+            first = asyncio.create_task(asyncio.to_thread(first_answer, world.port, WEB, time.monotonic()))
+            with await asyncio.to_thread(Kdns, conf):
+                took, reply = await first
+            assert reply.rcode() == dns.rcode.NOERROR
+            best[conf] = min(best[conf], took)
+        if best[world.conf] < SOON:
+            return
+    assert best[world.conf] < 2 * best[bare], best
 
 
 async def test_what_was_there_and_is_there_never_vanishes(world: World) -> None:
