@@ -79,10 +79,16 @@ class World:
                     return
                 await asyncio.sleep(0.02)
 
+    async def everything_is_known(self) -> None:
+        """Wait for the first sync of all kinds."""
+        async with asyncio.timeout(15):
+            while (await http_get(self.ready, "/ready"))[0] != 200:
+                await asyncio.sleep(0.02)
+
     async def leave_a_snapshot(self) -> None:
         """Let a kdns learn everything and end; then the API server goes, too."""
         with await self.kdns() as kdns:
-            await self.becomes(WEB, "10.96.0.5")
+            await self.everything_is_known()
             assert await asyncio.to_thread(kdns.stop) == 0
         assert os.listdir(self.directory) == ["cluster.snapshot"]
         await self.api.refuse()
@@ -154,9 +160,7 @@ async def test_a_start_without_the_api_server_knows_what_was(world: World) -> No
         await api.accept()
         await world.becomes(WEB, "10.96.0.8")
         await world.becomes(NEW, "10.96.0.7")
-        async with asyncio.timeout(15):
-            while (await http_get(world.ready, "/ready"))[0] != 200:
-                await asyncio.sleep(0.02)
+        await world.everything_is_known()
         for name, rcode in ((GONE, dns.rcode.NXDOMAIN), (PEERS, dns.rcode.NOERROR), (WEB, dns.rcode.NOERROR)):
             found = await world.ask(name)
             assert (found.rcode(), edes(found)) == (rcode, []), found
@@ -219,6 +223,7 @@ async def test_a_snapshot_that_is_none_harms_nothing(world: World) -> None:
         assert (found.rcode(), edes(found)) == (dns.rcode.SERVFAIL, [NOT_READY])
         await world.api.accept()
         await world.becomes(WEB, "10.96.0.5")
+        await world.everything_is_known()
         # At the end there is a good one again.
         assert await asyncio.to_thread(kdns.stop) == 0
     assert kdns.output.count(f"{world.file}: damaged: its checksum is wrong; the snapshot is not used") == 1
@@ -249,6 +254,7 @@ async def test_killed_while_writing(world: World) -> None:
     caught = 0
     for attempt in range(8):
         with await world.kdns() as kdns:
+            await world.everything_is_known()
             await world.becomes(f"s2999.{ZONE}", "10.97.11.183")
             world.api.put("services", service("web", cluster_ip=f"10.96.1.{attempt}"))
             await world.becomes(WEB, f"10.96.1.{attempt}")
