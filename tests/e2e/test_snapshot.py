@@ -116,6 +116,7 @@ def first_answer(port: int, name: str, since: float) -> tuple[float, dns.message
                 sock.send(packet)
                 reply = sock.recv(4096)
             except OSError:
+                time.sleep(0.003)
                 continue
             return time.monotonic() - since, dns.message.from_wire(reply)
     raise AssertionError("it never answered")
@@ -173,21 +174,21 @@ async def test_a_start_without_the_api_server_knows_what_was(world: World) -> No
 
 
 async def test_the_first_answer_comes_at_once(world: World) -> None:
-    """Where the machine is busy with other tests, nearly as soon as that of a server that has nothing to know."""
+    """Where the machine is busy with other tests, hardly later than that of a server that has no snapshot to read."""
     await world.leave_a_snapshot()
-    bare = world.conf.with_name("Bare")
-    bare.write_text(f".:{world.port} {{\n bind 127.0.0.1\n whoami\n}}\n")
-    best = dict.fromkeys((world.conf, bare), 15.0)
-    for _ in range(8):
-        for conf in best:
-            first = asyncio.create_task(asyncio.to_thread(first_answer, world.port, WEB, time.monotonic()))
+    cold = world.conf.with_name("Cold")
+    cold.write_text(world.text().replace(f"snapshot {world.file}", ""))
+    best = dict.fromkeys((world.conf, cold), 15.0)
+    for _ in range(6):
+        for conf, name in ((world.conf, WEB), (cold, "svc.cluster.local.")):
+            first = asyncio.create_task(asyncio.to_thread(first_answer, world.port, name, time.monotonic()))
             with await asyncio.to_thread(Kdns, conf):
                 took, reply = await first
             assert reply.rcode() == dns.rcode.NOERROR
             best[conf] = min(best[conf], took)
         if best[world.conf] < SOON:
             return
-    assert best[world.conf] < 2 * best[bare], best
+    assert best[world.conf] < 1.5 * best[cold], best
 
 
 async def test_what_was_there_and_is_there_never_vanishes(world: World) -> None:
