@@ -173,22 +173,26 @@ async def test_a_start_without_the_api_server_knows_what_was(world: World) -> No
     assert "the API server has been heard" in kdns.output and "[ERROR]" not in kdns.output
 
 
+def processor_time(kdns: Kdns) -> float:
+    """Seconds that a process has been on a processor."""
+    times = [path.read_text().split()[0] for path in Path(f"/proc/{kdns.process.pid}/task").glob("*/schedstat")]
+    return sum(map(int, times)) / 1e9
+
+
 async def test_the_first_answer_comes_at_once(world: World) -> None:
-    """Where the machine is busy with other tests, hardly later than that of a server that has no snapshot to read."""
     await world.leave_a_snapshot()
-    cold = world.conf.with_name("Cold")
-    cold.write_text(world.text().replace(f"snapshot {world.file}", ""))
-    best = dict.fromkeys((world.conf, cold), 15.0)
+    best = own = 15.0
     for _ in range(6):
-        for conf, name in ((world.conf, WEB), (cold, "svc.cluster.local.")):
-            first = asyncio.create_task(asyncio.to_thread(first_answer, world.port, name, time.monotonic()))
-            with await asyncio.to_thread(Kdns, conf):
-                took, reply = await first
-            assert reply.rcode() == dns.rcode.NOERROR
-            best[conf] = min(best[conf], took)
-        if best[world.conf] < SOON:
+        first = asyncio.create_task(asyncio.to_thread(first_answer, world.port, WEB, time.monotonic()))
+        with await world.kdns() as kdns:
+            took, reply = await first
+            own = min(own, processor_time(kdns))
+        assert edes(reply) == [STALE]
+        best = min(best, took)
+        if best < SOON:
             return
-    assert best[world.conf] < 1.5 * best[cold], best
+    # Others want the processors, too: then what it needs of them counts, and that it does not sleep.
+    assert own < SOON and best < 5 * SOON, (best, own)
 
 
 async def test_what_was_there_and_is_there_never_vanishes(world: World) -> None:
