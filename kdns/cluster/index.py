@@ -462,17 +462,19 @@ class Index:
 
     def remember(self, kind: str, objects: Iterable[Object]) -> None:
         """Take in objects of a snapshot, before any event of this kind; a kind that nobody watches is left out."""
-        if kind not in self.waiting:
-            return
-        if kind not in self.remembered:
+        if kind in self.waiting:
+            shelf = self._shelves[kind]
+            for found in objects:
+                shelf.put(shelf.key(found.namespace, found.name), found)
+
+    def recall(self, kind: str) -> None:
+        """What is remembered of a kind may be told of from now on; of EndpointSlices only when all are here."""
+        if kind in self.waiting and kind not in self.remembered:
             self.remembered = (*self.remembered, kind)
-        shelf = self._shelves[kind]
-        for found in objects:
-            shelf.put(shelf.key(found.namespace, found.name), found)
 
     def forget(self) -> None:
-        """Take out again all that is remembered: the snapshot has turned out to be none."""
-        for kind in self.remembered:
+        """Take out again all that is remembered, while nothing is known: the snapshot has turned out to be none."""
+        for kind in self.waiting:
             shelf = self._shelves[kind]
             for key in list(shelf.places()):
                 shelf.remove(key)

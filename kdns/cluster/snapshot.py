@@ -77,7 +77,10 @@ class Rememberer(Protocol):
     """Who takes in what is restored: a `kdns.cluster.index.Index`."""
 
     def remember(self, kind: str, objects: list[Object]) -> None:
-        """Objects of a kind, perhaps none, perhaps not the last."""
+        """Some objects of a kind."""
+
+    def recall(self, kind: str) -> None:
+        """They may be told of from now on."""
 
     def forget(self) -> None:
         """All of it was wrong."""
@@ -141,6 +144,7 @@ class Snapshot:
             self._task.add_done_callback(lambda task: self._worker.shutdown(wait=False))
             self._task.cancel()
         self._forget_hook()
+        self._age.forget(self.path)
 
     def _show_age(self) -> None:
         age = self.age
@@ -215,6 +219,10 @@ class Snapshot:
     async def _hand_on(self, reader: Reader, kinds: list[str], into: Rememberer) -> dict[str, int]:
         """Remember the objects of these kinds; how many there were of each.  Raises SnapshotError."""
         counts = dict.fromkeys(kinds, 0)
+        for kind in kinds:
+            # A Service of which half the endpoints are here must not be told of; anything else may come bit by bit.
+            if kind != "endpointslices":
+                into.recall(kind)
         # Equal values become one object, as they are when they come from the API server.
         same: dict[Any, Any] = {}
         turn = self._now() + SLICE
@@ -230,7 +238,7 @@ class Snapshot:
                 await asyncio.sleep(0)
                 turn = self._now() + SLICE
         for kind in kinds:
-            into.remember(kind, [])
+            into.recall(kind)
         return counts
 
     # -- writing

@@ -41,8 +41,8 @@ from kdns.name import BadName, from_labels, labels
 MAGIC: Final = b"kdns snapshot "
 VERSION: Final = b"1\n"
 """Another one for every change of what stands in the file, the fields of `objects` included."""
-ORDER: Final = ("namespaces", "endpointslices", "services", "pods")
-"""Kinds as they are written: a Service comes when its endpoints are all there."""
+ORDER: Final = ("namespaces", "services", "endpointslices", "pods")
+"""Kinds as they are written, and so read: what is asked most comes first."""
 FRAME: Final = {"endpointslices": 50}
 """Objects in a frame, by kind; the others 500.  A slice may have 1,000 endpoints."""
 SUFFIX: Final = ".new"

@@ -594,6 +594,7 @@ def remembering(*objects: Object, kinds: tuple[str, ...] = KINDS) -> Index:
     index = Index(kinds, True, True)
     for kind in kinds:
         index.remember(kind, [found for found in objects if kind_of(found) == kind])
+        index.recall(kind)
     return index
 
 
@@ -622,10 +623,28 @@ def test_a_kind_of_which_there_was_nothing_is_remembered_too() -> None:
 def test_what_nobody_watches_and_what_is_known_is_not_remembered() -> None:
     index = Index(("services",))
     index.remember("pods", [pod("p-0.dev", "10.1.0.1")])
+    index.recall("pods")
     assert index.remembered == () and not index.counts()["pods"] and index.has("pods")
     relist(index, "services", [])
     index.remember("services", [service("web.dev", "10.96.0.1")])
+    index.recall("services")
     assert index.remembered == () and not index.counts()["services"]
+
+
+def test_a_service_with_half_its_endpoints_is_not_told_of() -> None:
+    index = Index(KINDS)
+    for kind in ("namespaces", "services"):
+        index.recall(kind)
+    for found in SNAPSHOT:
+        index.remember(kind_of(found), [found])
+    names = names_of(index)
+    assert said(names, "web.dev.svc.cluster.local.") == ["A 10.96.0.1"]
+    assert said(names, "peers.dev.svc.cluster.local.") == said(names, "1.0.1.10.in-addr.arpa.", "PTR") == ["SERVFAIL"]
+    index.recall("endpointslices")
+    assert len(said(names, "peers.dev.svc.cluster.local.")) == 2
+    assert said(names, "1.0.1.10.in-addr.arpa.", "PTR") == ["PTR 10-1-0-1.peers.dev.svc.cluster.local."]
+    index.forget()
+    assert not any(index.counts().values())
 
 
 def test_the_first_list_is_compared_with_what_is_remembered() -> None:

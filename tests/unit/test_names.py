@@ -687,6 +687,7 @@ def remembered(*known: str) -> Names:
     index = Index(KINDS)
     for kind in KINDS:
         index.remember(kind, [found for found in WORLD if kind_of(found) == kind])
+        index.recall(kind)
     return names_of(fill(index, *WORLD, kinds=known), pods="verified")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdns import limits
@@ -111,6 +111,7 @@ def test_one_bit_one_octet_more_or_less_is_refused(tmp_path: Path) -> None:
     assert seen == {"damaged", "foreign", "version"}
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300), st.booleans())
 def test_anything_is_refused_without_another_error(
     tmp_path_factory: pytest.TempPathFactory, data: bytes, magic: bool
@@ -364,6 +365,7 @@ def slices(count: int) -> st.SearchStrategy[EndpointSlice]:
     return st.builds(EndpointSlice, names, names, names, st.just(4), packed, joined, joined, ports)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.builds(Namespace, names)),
     st.lists(st.builds(Service, names, names, addresses, ports, st.booleans(), st.sampled_from([None, b"", b"\1a\0"]))),

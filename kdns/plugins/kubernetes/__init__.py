@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 
 HOLD: Final = 1.0
 """Seconds that a query may wait for the first sync: clients ask again later than that."""
-RESTORE: Final = 0.25
+RESTORE: Final = 0.1
 """Seconds that a start waits for a snapshot to be read."""
 REMIND: Final = 0.5
 """Seconds between log lines while waiting (CoreDNS)."""
