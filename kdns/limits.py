@@ -153,6 +153,12 @@ API_RETRY_AFTER: Final = 300
 API_CREDENTIALS: Final = 2**20
 """One token, certificate or key file, and what the child process says about a kubeconfig."""
 
+# --- snapshots (what is turned away: kdns_kubernetes_snapshot_refusals_total{reason}) ---------------------------------
+SNAPSHOT_FILE: Final = 128 * 2**20
+"""One snapshot, to read or to write; 150,000 Pods with all their labels come to a third of it."""
+SNAPSHOT_TIME: Final = 5.0
+"""Reading it for its checksum; a disk that takes longer is not waited for."""
+
 # --- manifests (an edit that goes beyond is refused: kdns_manifests_refused_total) -----------------------------------
 MANIFEST_FILES: Final = 10_000
 """Files below a ``manifests`` directory."""

@@ -205,6 +205,8 @@ class Process:
         self.warehouse = Warehouse()
         self.ask: Callable[[Query], Awaitable[Reply]] = _no_server
         """A question to the whole server, server-block routing included."""
+        self.asked: Callable[[], int] = lambda: 0
+        """How many queries have come to all listeners so far."""
         self.plugins: list[Plugin] = []
         """All plugins of the configuration that is in force, in chain order."""
         self.stopping = False

@@ -8,6 +8,7 @@ Facts, as leases carry them (`message.Fact`); KEY is the wire labels ``<service>
 ``eps/`` KEY       the ready endpoints of all slices of the Service
 ``ip/`` address    what a reverse lookup of the packed address says
 ``pod/`` address   which Pods have the packed address
+``known/`` kind    whether all objects of this kind are known; dropped when its first list is complete
 =================  ====================================================================================
 
 A fact is touched when an answer that stands on it may have changed, also when its object appears or goes; status noise
@@ -19,11 +20,13 @@ has moved from one slice to another, and a list that breaks off changes nothing 
 
 `Existing` (see `kdns.denial`) says at any time which Services and namespaces have something here; what it denies has
 nothing, whatever a ``kubernetes`` directive may hide of the rest.
+
+Objects may be remembered before the first list, out of a snapshot: that list is compared with them in the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import Any, Generic, TypeVar
 
@@ -127,6 +130,11 @@ def entry_key(service: bytes, namespace: bytes) -> bytes:
     return b"%c%b%c%b" % (len(service), service, len(namespace), namespace)
 
 
+def known_fact(kind: str) -> Fact:
+    """The fact whether all objects of a kind are known: what was said before they were may be wrong."""
+    return b"known/" + kind.encode()
+
+
 class _Many(Generic[T]):
     """Address → the few things that have it.  Nearly always it is one, which then stands there without a tuple."""
 
@@ -163,6 +171,14 @@ class _Shelf:
         """All places that are taken."""
         raise NotImplementedError
 
+    def copy(self) -> Sequence[Any]:
+        """What stands there at this moment, in a form that no later change touches; see `thaw`."""
+        raise NotImplementedError
+
+    def thaw(self, thing: Any) -> Object:
+        """The object that one thing of a `copy` was put there as."""
+        raise NotImplementedError
+
     def change(self, key: bytes, new: Any) -> bool | None:
         """What putting ``new`` there would be: None an addition, True a change, False no change."""
         raise NotImplementedError
@@ -186,6 +202,12 @@ class _Namespaces(_Shelf):
 
     def places(self) -> Collection[bytes]:
         return self._known
+
+    def copy(self) -> Sequence[bytes]:
+        return tuple(self._known)
+
+    def thaw(self, thing: bytes) -> Object:
+        return Namespace(thing[1:])
 
     def change(self, key: bytes, new: Namespace) -> bool | None:
         return False if key in self._known else None
@@ -238,6 +260,12 @@ class _Services(_Shelf):
     def places(self) -> Collection[bytes]:
         return [entry.key for entry in self._entries.by_key.values() if entry.service is not None]
 
+    def copy(self) -> Sequence[Service]:
+        return [entry.service for entry in self._entries.by_key.values() if entry.service is not None]
+
+    def thaw(self, thing: Service) -> Object:
+        return thing
+
     def _old(self, key: bytes) -> Service | None:
         entry = self._entries.by_key.get(key)
         return entry.service if entry is not None else None
@@ -276,6 +304,17 @@ class _Slices(_Shelf):
 
     def places(self) -> Collection[bytes]:
         return self._entry_of
+
+    def copy(self) -> Sequence[tuple[bytes, Slice]]:
+        return [(entry.key, part) for entry in self._entries.by_key.values() for part in entry.slices]
+
+    def thaw(self, thing: tuple[bytes, Slice]) -> Object:
+        place, part = thing
+        service, namespace = place[1 : 1 + place[0]], place[2 + place[0] :]
+        name = part.key[len(namespace) + 1 :]
+        return EndpointSlice(
+            namespace, name, service, part.width, part.addresses, part.hostnames, part.pods, part.ports
+        )
 
     def _old(self, key: bytes) -> tuple[Entry | None, Slice | None]:
         entry = self._entry_of.get(key)
@@ -337,6 +376,12 @@ class _Pods(_Shelf):
 
     def places(self) -> Collection[bytes]:
         return self._pods
+
+    def copy(self) -> Sequence[Known]:
+        return list(self._pods.values())
+
+    def thaw(self, thing: Known) -> Object:
+        return Pod(thing.namespace, thing.name, thing.addresses, thing.labels)
 
     def change(self, key: bytes, new: Pod) -> bool | None:
         old = self._pods.get(key)
@@ -400,6 +445,8 @@ class Index:
         """Unix time of the last change that touched a fact; 0 before the first."""
         self.waiting: tuple[str, ...] = tuple(kinds)
         """Kinds whose first list is not complete."""
+        self.remembered: tuple[str, ...] = ()
+        """Those of them whose objects are known from a snapshot: they were there, and others may be, too."""
         self._cluster_ips: _Many[Entry] = _Many()
         self._endpoint_ips: _Many[Entry] = _Many()
         self._pod_ips: _Many[Known] = _Many()
@@ -424,6 +471,35 @@ class Index:
     def synced(self, kind: str) -> bool:
         """Whether the objects of this kind are known: the first list is complete, or nobody watches them."""
         return kind not in self.waiting
+
+    def has(self, kind: str) -> bool:
+        """Whether objects of this kind that are here may be told of: they are known, or remembered as a whole."""
+        return kind not in self.waiting or kind in self.remembered
+
+    def remember(self, kind: str, objects: Iterable[Object]) -> None:
+        """Take in objects of a snapshot, before any event of this kind; a kind that nobody watches is left out."""
+        if kind in self.waiting:
+            shelf = self._shelves[kind]
+            for found in objects:
+                shelf.put(shelf.key(found.namespace, found.name), found)
+
+    def recall(self, kind: str) -> None:
+        """What is remembered of a kind may be told of from now on; of EndpointSlices only when all are here."""
+        if kind in self.waiting and kind not in self.remembered:
+            self.remembered = (*self.remembered, kind)
+
+    def forget(self) -> None:
+        """Take out again all that is remembered, while nothing is known: the snapshot has turned out to be none."""
+        for kind in self.waiting:
+            shelf = self._shelves[kind]
+            for key in list(shelf.places()):
+                shelf.remove(key)
+        self.remembered = ()
+
+    def copy(self, kind: str) -> Iterator[Object]:
+        """The objects of a kind as they are at this moment; they are made one by one, whatever changes meanwhile."""
+        shelf = self._shelves[kind]
+        return map(shelf.thaw, shelf.copy())
 
     def by_cluster_ip(self, address: bytes) -> tuple[Entry, ...]:
         """The Services with this cluster IP: one, but for moments in which an address changes hands."""
@@ -472,7 +548,10 @@ class Index:
         for key in [key for key in shelf.places() if key not in relist.seen]:
             facts |= shelf.remove(key)
         del self._relists[kind]
-        self.waiting = tuple(other for other in self.waiting if other != kind)
+        if kind in self.waiting:
+            self.waiting = tuple(other for other in self.waiting if other != kind)
+            self.remembered = tuple(other for other in self.remembered if other != kind)
+            facts.add(known_fact(kind))
         return facts
 
 

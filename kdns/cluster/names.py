@@ -26,7 +26,7 @@ from typing import Final
 from msgspec import Struct
 
 from kdns import rdata
-from kdns.cluster.index import Entry, Index, Slice, entry_key
+from kdns.cluster.index import Entry, Index, Slice, entry_key, known_fact
 from kdns.cluster.objects import Port, Service
 from kdns.cluster.replies import REFUSAL, WIDTHS, Replies, dashed, fits, undashed
 from kdns.denial import Denial, make_existing
@@ -237,6 +237,15 @@ class Names:
         only = self._options.namespaces
         return namespace in self._index.namespaces and (not only or namespace in only)
 
+    def _vouched(self, namespace: bytes) -> tuple[Fact, ...]:
+        """On what a Service that is there may be shown though its namespace is not: Namespaces are not known yet.
+
+        Empty: it may not.
+        """
+        only = self._options.namespaces
+        unknown = not self._options.selected and not self._index.synced("namespaces")
+        return (known_fact("namespaces"),) if unknown and (not only or namespace in only) else ()
+
     # -- Services
 
     def _service(
@@ -246,8 +255,13 @@ class Names:
         namespace = key[1 + key[0] :]
         facts: tuple[Fact, ...] = (b"svc/" + key, b"ns/" + namespace)
         service = entry.service if entry is not None else None
-        if entry is None or service is None or not self._exposed(namespace):
+        if entry is None or service is None:
             return self._replies.missing(zone, facts)
+        if not self._exposed(namespace):
+            vouched = self._vouched(namespace)
+            if not vouched:
+                return self._replies.missing(zone, facts)
+            facts += vouched
         if service.external is not None:
             return self._external(query, zone, service.external, facts, trail)
         if service.headless or self._options.ignore_empty:
@@ -270,25 +284,31 @@ class Names:
         namespace = key[1 + key[0] :]
         facts: tuple[Fact, ...] = (b"svc/" + key, b"ns/" + namespace)
         service = entry.service if entry is not None else None
-        if entry is None or service is None or service.external is not None or not self._exposed(namespace):
+        if entry is None or service is None or service.external is not None:
             return self._replies.missing(zone, facts)
+        if not self._exposed(namespace):
+            vouched = self._vouched(namespace)
+            if not vouched:
+                return self._replies.missing(zone, facts)
+            facts += vouched
+        needed: tuple[str, ...] = ()
         if service.headless or asked.endpoint or self._options.ignore_empty:
-            facts = (*facts, b"eps/" + key)
+            facts, needed = (*facts, b"eps/" + key), ("endpointslices",)
             without = self._without_endpoints(zone, facts, entry)
             if without is not None:
                 return without
         found = self._candidates(entry, asked)
         if not found:
-            return self._replies.missing(zone, facts)
+            return self._replies.missing(zone, facts, *needed)
         if query.type == SRV:
             return self._srv(query, zone, facts, found)
         return self._addresses(query, zone, facts, dict.fromkeys(address for _, address, _ in found))
 
     def _without_endpoints(self, zone: Name, facts: tuple[Fact, ...], entry: Entry) -> Reply | None:
         """What is said when the endpoints are not known, or there are none; None: there are some."""
-        if not self._index.synced("endpointslices"):
-            return self._replies.unknown(zone, "endpointslices")
-        return None if entry.ready else self._replies.missing(zone, facts)
+        if entry.ready and self._index.has("endpointslices"):
+            return None
+        return self._replies.missing(zone, facts, "endpointslices")
 
     def _addresses(self, query: Query, zone: Name, facts: tuple[Fact, ...], addresses: Iterable[bytes]) -> Reply:
         return self._replies.found(zone, facts, self._replies.addresses(query.spelling, query.type, addresses))
@@ -400,7 +420,7 @@ class Names:
             if self._shown(entry, facts):
                 return self._pointers(query, zone, facts, [entry.key])
         for kind in ("services", "endpointslices", *(("namespaces",) if self._filtered else ())):
-            if not self._index.synced(kind):
+            if not self._index.has(kind):
                 return self._replies.unknown(zone, kind)
         targets: dict[bytes, None] = {}
         for entry in self._index.by_endpoint(address):
@@ -411,7 +431,7 @@ class Names:
                         targets.update(
                             (b"%c%b%b" % (len(label), label, entry.key), None) for at, label in named if at == address
                         )
-        return self._pointers(query, zone, facts, list(targets))
+        return self._pointers(query, zone, facts, list(targets), "endpointslices")
 
     def _shown(self, entry: Entry, facts: list[Fact]) -> bool:
         """Whether reverse lookups may name this Service; the fact on which that stands joins ``facts``."""
@@ -421,11 +441,11 @@ class Names:
         facts.append(b"ns/" + namespace)
         return self._exposed(namespace)
 
-    def _pointers(self, query: Query, zone: Name, facts: list[Fact], targets: list[bytes]) -> Reply:
+    def _pointers(self, query: Query, zone: Name, facts: list[Fact], targets: list[bytes], *needed: str) -> Reply:
         names = [target + _SVC + self._primary for target in targets]
         answer = tuple([Record(query.spelling, PTR, self._ttl, name) for name in names if fits(name)])
         if not answer:
-            return self._replies.missing(zone, tuple(facts))
+            return self._replies.missing(zone, tuple(facts), *needed)
         return self._replies.found(zone, tuple(facts), answer if query.type == PTR else ())
 
     # -- the zone itself
@@ -453,9 +473,9 @@ class Names:
 
     def _servers(self, zone: Name) -> tuple[str, list[tuple[bytes, bytes]], tuple[Fact, ...]]:
         """What is in front of this server: ("", [(name, address)], facts), or the kind of objects that is not known."""
-        for kind in ("services", "endpointslices"):
-            if not self._index.synced(kind):
-                return kind, [], ()
+        unknown = [kind for kind in ("services", "endpointslices") if not self._index.synced(kind)]
+        if not all(map(self._index.has, unknown)):
+            return unknown[0], [], ()
         facts: list[Fact] = []
         servers: dict[tuple[bytes, bytes], None] = {}
         fronted = False
@@ -468,6 +488,8 @@ class Names:
                     found = self._in_front(entry, entry.service, local)
                     servers.update(((below + _SVC + zone, address), None) for below, address in found)
         if not fronted:
+            if unknown:
+                return unknown[0], [], ()
             servers.update(((_SERVER_NAME + zone, local), None) for local in self.local)
         return "", [server for server in servers if fits(server[0])], tuple(facts)
 

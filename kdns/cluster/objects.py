@@ -44,8 +44,10 @@ class ObjectError(KdnsError):
 
 # --- objects ---------------------------------------------------------------------------------------------------------
 
+# A snapshot (see `snapshotfile`) holds them as arrays: whoever changes a field here changes its version there.
 
-class Namespace(Struct, frozen=True, gc=False):
+
+class Namespace(Struct, frozen=True, gc=False, array_like=True):
     """That a namespace exists."""
 
     name: bytes
@@ -53,7 +55,7 @@ class Namespace(Struct, frozen=True, gc=False):
     """Always empty: namespaces are in none."""
 
 
-class Port(Struct, frozen=True, gc=False):
+class Port(Struct, frozen=True, gc=False, array_like=True):
     """A port of a Service or of a slice's endpoints."""
 
     name: bytes
@@ -64,7 +66,7 @@ class Port(Struct, frozen=True, gc=False):
     """1 … 65535; 0 = all ports, so there is no SRV record."""
 
 
-class Service(Struct, frozen=True, gc=False):
+class Service(Struct, frozen=True, gc=False, array_like=True):
     """What DNS says about a Service."""
 
     namespace: bytes
@@ -78,7 +80,7 @@ class Service(Struct, frozen=True, gc=False):
     address, or no name at all); None for every other type."""
 
 
-class EndpointSlice(Struct, frozen=True, gc=False):
+class EndpointSlice(Struct, frozen=True, gc=False, array_like=True):
     """The ready endpoints of one slice.  The lists run in parallel; an address may appear more than once."""
 
     namespace: bytes
@@ -99,7 +101,7 @@ class EndpointSlice(Struct, frozen=True, gc=False):
     """When the change happened that led to this version (RFC 3339), as the slice controller notes it; may be empty."""
 
 
-class Pod(Struct, frozen=True, gc=False):
+class Pod(Struct, frozen=True, gc=False, array_like=True):
     """The addresses of a Pod."""
 
     namespace: bytes

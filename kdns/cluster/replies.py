@@ -3,6 +3,7 @@
 An answer stands until one of its facts (see `index`) is dropped.  The serial in the SOA of a negative answer may then
 be older than the index: nobody follows changes by it, so such answers stand, too; only the SOA that is asked for itself
 is made anew for each question.  What depends on objects that are not known yet is SERVFAIL, with EDE 14 (Not Ready).
+A snapshot says what there was, never what there is not: its names are answered with EDE 3 (Stale Answer), see `stale`.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from collections.abc import Iterable
 from typing import Final
 
 from kdns import rdata
-from kdns.cluster.index import Index
+from kdns.cluster.index import Index, known_fact
 from kdns.denial import Denial
 from kdns.message import (
     AA,
     AAAA,
     EDE_NOT_READY,
+    EDE_STALE_ANSWER,
     FOREVER,
+    NOERROR,
     NXDOMAIN,
     REFUSED,
     SERVFAIL,
@@ -37,6 +40,17 @@ WIDTHS: Final = {A: 4, AAAA: 16}
 """Type of an address record → octets of its address."""
 
 _OCTETS: Final = {b"%d" % octet: octet for octet in range(256)}
+STALE_TTL: Final = 5
+"""Seconds at most for which an answer out of a snapshot may be kept: the true one may be there in a moment."""
+_KINDS: Final = {
+    b"ns": ("namespaces",),
+    b"svc": ("services",),
+    b"eps": ("endpointslices",),
+    b"ip": ("services", "endpointslices"),
+    b"pod": ("pods",),
+}
+"""First part of a fact (see `index`) → the kinds of objects that it is about."""
+
 _MAPPED: Final = bytes(10) + b"\xff\xff"
 
 
@@ -96,6 +110,32 @@ class Replies:
         """A or AAAA records of the addresses that fit the type; none for other types."""
         width = WIDTHS.get(type)
         return tuple([Record(owner, type, self._ttl, address) for address in addresses if len(address) == width])
+
+
+def stale(reply: Reply, remembered: tuple[str, ...]) -> Reply:
+    """The reply as it is to be given while objects of the kinds ``remembered`` are those of a snapshot.
+
+    One that stands on none of them is as it is.  The others have EDE 3 and short TTLs, and stand until their kinds are
+    known.
+    """
+    if reply.rcode != NOERROR or not reply.lease.facts:
+        return reply
+    about = {kind for fact in reply.lease.facts for kind in _KINDS.get(fact.partition(b"/")[0], ())}
+    kinds = [kind for kind in remembered if kind in about]
+    if not kinds:
+        return reply
+    ede = (EDE_STALE_ANSWER, f"{', '.join(kinds)} out of a snapshot")
+    return reply.replace(
+        answer=_soon(reply.answer),
+        authority=_soon(reply.authority),
+        additional=_soon(reply.additional),
+        lease=reply.lease.shrink(FOREVER, tuple(map(known_fact, kinds))),
+        ede=(*reply.ede, ede),
+    )
+
+
+def _soon(records: tuple[Record, ...]) -> tuple[Record, ...]:
+    return tuple([record.with_ttl(min(record.ttl, STALE_TTL)) for record in records])
 
 
 def dashed(address: bytes) -> bytes:

@@ -25,7 +25,20 @@ from typing import Any, Final
 import pytest
 
 from kdns.build import build
-from kdns.cluster.objects import Apply, Delete, Endpoint, Init, InitDone, Namespace, Pod, Port, Service, endpoint_slice
+from kdns.cluster.objects import (
+    KINDS,
+    Apply,
+    Delete,
+    Endpoint,
+    Init,
+    InitApply,
+    InitDone,
+    Namespace,
+    Pod,
+    Port,
+    Service,
+    endpoint_slice,
+)
 from kdns.corefile import Directive
 from kdns.handler import Handler, Waiting
 from kdns.message import (
@@ -526,3 +539,62 @@ async def test_what_is_repeated_is_what_the_chain_would_say(
             # Names that nobody has are answered out of the packet cache although nobody asked for them before.
             assert repeating.proven > {"leftovers": QUESTIONS / 6, "below": QUESTIONS / 100}.get(stack, -1)
             assert not (repeating.proven and stack in ("above", "rewritten", "files"))
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("stack", ["kubeadm", "no cache", "rewritten"])
+async def test_what_was_remembered_is_not_repeated_once_it_is_known(stack: str, seed: int, tmp_path: Path) -> None:
+    """A start with a snapshot: one kind after the other is listed, with other objects than were remembered."""
+    world = World(sum(stack.encode()) * 10 + seed + 5, tmp_path)
+    clock = Clock()
+    listed: list[str] = []
+    stale = 0
+
+    def objects() -> dict[str, list[Any]]:
+        events = [world.event(what) for what in ("service", "slice", "pod", "namespace") for _ in range(12)]
+        found: dict[str, dict[tuple[bytes, bytes], Any]] = {kind: {} for kind in KINDS}
+        for event in events:
+            if isinstance(event, Apply):
+                found[event.kind][event.object.namespace, event.object.name] = event.object
+        return {kind: list(things.values()) for kind, things in found.items()}
+
+    def remember(server: Server, remembered: dict[str, list[Any]]) -> None:
+        for plugin in server.of(Kubernetes):
+            index = plugin._cluster.index
+            index.waiting = tuple(plugin._cluster._settings.kinds)
+            for kind in index.waiting:
+                index.remember(kind, remembered[kind])
+                index.recall(kind)
+
+    def first_list(server: Server, kind: str, things: list[Any]) -> None:
+        for event in (Init(kind), *(InitApply(kind, thing) for thing in things), InitDone(kind)):
+            server.apply(event)
+
+    with installed(Elsewhere), captured_log():
+        async with servers(world.fill_in(STACKS[stack]), clock) as all_of_them:
+            remembered = objects()
+            for server in all_of_them:
+                remember(server, remembered)
+            for number in range(QUESTIONS):
+                if number % (QUESTIONS // 5) == QUESTIONS // 10 and len(listed) < len(KINDS):
+                    kind = world.random.choice([kind for kind in KINDS if kind not in listed])
+                    listed.append(kind)
+                    # Half of it is as it was.
+                    things = objects()[kind] + world.random.sample(remembered[kind], len(remembered[kind]) // 2)
+                    for server in all_of_them:
+                        first_list(server, kind, things)
+                if world.random.random() < 0.1:
+                    change = world.event(world.random.choice(["service", "slice", "pod", "namespace"]))
+                    for server in all_of_them if change.kind in listed else ():
+                        server.apply(change)
+                packet = world.question()
+                repeated, asked, truth = (Told(server.ask(packet)) for server in all_of_them)
+                assert repeated.header == asked.header
+                if not asked.truncated:
+                    assert repeated.sections == asked.sections
+                    assert (repeated.rcode, repeated.sections) == (truth.rcode, truth.sections)
+                # What `cache` has fetched it repeats without extended errors; the other way round would be a lie.
+                marked, truly = ("out of a snapshot" in repr(told.header[-1]) for told in (repeated, truth))
+                assert truly or not marked
+                stale += marked
+    assert len(listed) == len(KINDS) and stale > 20

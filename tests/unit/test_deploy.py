@@ -353,6 +353,29 @@ def test_the_lameduck_of_a_node_cache_would_keep_its_port_from_the_next() -> Non
     assert (health.name, health.args, health.body) == ("health", ("169.254.20.10:8080",), None)
 
 
+# --- components ------------------------------------------------------------------------------------------------------
+
+
+@needs_kubectl
+@pytest.mark.parametrize(("resource", "name"), [("base", "kdns"), (REPLACE, "coredns")])
+def test_a_place_for_snapshots(tmp_path: Path, resource: str, name: str) -> None:
+    """With the component the one container may write to one place; nothing else changes."""
+    shutil.copytree(DEPLOY, tmp_path / "kubernetes")
+    mine = tmp_path / "kubernetes" / "mine"
+    mine.mkdir()
+    kustomization = {"resources": [f"../{resource}"], "components": ["../components/snapshot"]}
+    (mine / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    text = subprocess.check_output(["kubectl", "kustomize", str(mine)], text=True)
+    changed = {(one["kind"], one["metadata"]["name"]): one for one in yaml.safe_load_all(text)}
+    for one in changed.values():
+        check(one)
+    plain = {(one["kind"], one["metadata"]["name"]): one for one in rendered(resource)}
+    spec = changed["Deployment", name]["spec"]["template"]["spec"]
+    assert spec["volumes"].pop() == {"name": "snapshot", "emptyDir": {"sizeLimit": "256Mi"}}
+    assert spec["containers"][0]["volumeMounts"].pop() == {"name": "snapshot", "mountPath": "/var/lib/kdns"}
+    assert changed == plain
+
+
 # --- Corefiles -------------------------------------------------------------------------------------------------------
 
 

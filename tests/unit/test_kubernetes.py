@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from kdns import interfaces, log, message, name
 from kdns.build import build
 from kdns.cluster.cluster import Cluster, Settings
 from kdns.cluster.names import Options
-from kdns.cluster.objects import Apply, Delete
+from kdns.cluster.objects import Apply, Delete, Namespace, Object
+from kdns.cluster.snapshotfile import Header, Pen, frame
 from kdns.message import AA, FOREVER, NOERROR, NXDOMAIN, SERVFAIL, TC, Lease, Query, Reply
 from kdns.plugin import Plugin, Process, Site
 from kdns.plugins import kubernetes
@@ -183,6 +185,15 @@ def test_all_options(tmp_path: Path) -> None:
     ]
 
 
+def test_a_snapshot() -> None:
+    found = reading("snapshot state/cluster.snapshot", NOWHERE)
+    assert (found.snapshot, found.max_age) == ("state/cluster.snapshot", 86400.0)
+    found = reading("snapshot /var/lib/kdns/cluster {\n    max_age 1h30m\n}")
+    assert (found.snapshot, found.max_age) == ("/var/lib/kdns/cluster", 5400.0)
+    # Whether there is one does not make it another cluster.
+    assert found.settings == reading().settings
+
+
 def test_namespace_labels_and_fallthrough_everywhere() -> None:
     found = reading("namespace_labels env=dev", "fallthrough")
     assert found.settings.namespace_labels == "env=dev" and found.options.selected
@@ -243,6 +254,15 @@ COUNT = "Wrong argument count or unexpected line ending after "
         ("manifests", f"{COUNT}'manifests'"),
         ("manifests a\nendpoint http://b", "manifests cannot be used together with endpoint or kubeconfig"),
         ("fallthrough x..y", ""),
+        ("snapshot", f"{COUNT}'snapshot'"),
+        ("snapshot a b", f"{COUNT}'b'"),
+        ("snapshot a/", "'a/' is not the name of a file"),
+        ("snapshot a {\nage 1h\n}", "unknown property 'age'"),
+        ("snapshot a {\nmax_age\n}", f"{COUNT}'max_age'"),
+        ("snapshot a {\nmax_age 1\n}", 'time: missing unit in duration "1"'),
+        ("snapshot a {\nmax_age 0s\n}", "duration '0s' must be at least 1s"),
+        ("snapshot a\nmanifests b", "manifests need no snapshot: they are files themselves"),
+        ("ttl 5 {\nx\n}", "Unexpected token '{', expecting argument"),
     ],
 )
 def test_errors(option: str, text: str) -> None:
@@ -434,6 +454,8 @@ async def test_a_start_without_the_api_server_answers_what_can_be_known(lines: l
         "[INFO] plugin/kubernetes: waiting for Kubernetes API before starting server",
         "[WARNING] plugin/kubernetes: starting server with unsynced Kubernetes API",
     ]
+    (reasons,) = [line for line in lines if "not known yet" in line]
+    assert reasons == f"[WARNING] plugin/kubernetes: not known yet: {plugin.unready()}"
 
 
 @contextlib.asynccontextmanager
@@ -479,6 +501,106 @@ async def test_a_stop_ends_the_waiting() -> None:
     await plugin.stop()
     assert (await held).rcode == SERVFAIL
     cluster_of(plugin).close()
+
+
+# --- snapshots -------------------------------------------------------------------------------------------------------
+
+
+def warm(directory: Path, *options: str, process: Process | None = None) -> Kubernetes:
+    """A plugin without an API server, with a snapshot that knows of one Service."""
+    text = block(NOWHERE, f"snapshot {directory}/cluster.snapshot", "ttl 30", *options)
+    made = set_up(Kubernetes, text, new_site(process=process or Process()))
+    assert isinstance(made, Kubernetes)
+    return made
+
+
+def leave_snapshot(plugin: Kubernetes, *services: Object) -> None:
+    """Write the snapshot that an earlier process would have left."""
+    settings = plugin._cluster._settings
+    assert plugin._snapshot is not None
+    pen = Pen(plugin._snapshot.path)
+    pen.begin(Header(settings.identity(), time.time() - 90, settings.contents))
+    pen.write(frame("namespaces", [Namespace(b"dev")]))
+    pen.write(frame("services", services))
+    pen.commit()
+
+
+async def test_names_of_a_snapshot(tmp_path: Path, lines: list[str]) -> None:
+    plugin = warm(tmp_path, "fallthrough in-addr.arpa")
+    leave_snapshot(plugin, service("web.dev", "10.96.0.1"), service("to.dev", externalName="web.dev.svc.cluster.local"))
+    await plugin.start()
+    end = End()
+    found = at_once(plugin, ask("WEB.dev.svc.cluster.local."), end)
+    assert shown(found.answer) == ["WEB.dev.svc.cluster.local. 5 A 10.96.0.1"]
+    assert found.ede == ((message.EDE_STALE_ANSWER, "namespaces, services out of a snapshot"),)
+    assert found.lease.until == FOREVER and b"known/services" in found.lease.facts
+    assert len(at_once(plugin, ask("to.dev.svc.cluster.local."), end).answer) == 2
+    held = plugin._waiting
+    assert held is not None
+    held.cancel()
+    await asyncio.wait([held])
+    for qname in ("gone.dev.svc.cluster.local.", "8.8.8.8.in-addr.arpa."):
+        found = at_once(plugin, ask(qname, message.PTR), end)
+        assert (found.rcode, found.ede[0][0]) == (SERVFAIL, message.EDE_NOT_READY)
+    assert end.asked == []
+    assert "services: from a snapshot of 20" in plugin.unready()
+    await plugin.stop()
+    cluster_of(plugin).close()
+    assert [line for line in lines if "stand in" in line]
+
+
+async def test_a_chased_name_of_a_snapshot(tmp_path: Path) -> None:
+    process = Process(Clock())
+
+    async def outside(query: Query) -> Reply:
+        return Reply(answer=(record("www.Example.org. 60 A 192.0.2.80"),), lease=Lease(700.0))
+
+    process.ask = outside
+    plugin = warm(tmp_path, process=process)
+    leave_snapshot(plugin, service("ext.dev", externalName="www.Example.org"))
+    await plugin.start()
+    found = at_once(plugin, ask("ext.dev.svc.cluster.local."), End())
+    assert [record.ttl for record in found.answer] == [5, 5] and found.ede[0][0] == message.EDE_STALE_ANSWER
+    assert b"known/services" in found.lease.facts
+    await plugin.stop()
+    cluster_of(plugin).close()
+
+
+async def test_queries_wait_for_the_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubernetes, "RESTORE", 0.0)
+    plugin = warm(tmp_path)
+    leave_snapshot(plugin, service("web.dev", "10.96.0.1"))
+    began = time.monotonic()
+    await plugin.start()
+    found = await plugin.resolve(ask("web.dev.svc.cluster.local."), End())
+    assert found.ede[0][0] == message.EDE_STALE_ANSWER and time.monotonic() - began < kubernetes.HOLD
+    await plugin.stop()
+    cluster_of(plugin).close()
+
+
+async def test_the_end_leaves_a_snapshot(tmp_path: Path) -> None:
+    async with api_server() as api:
+        text = block(f"endpoint {api.url}", f"snapshot {tmp_path}/x")
+        process = Process()
+        site = new_site(process=process)
+        plugin = set_up(Kubernetes, text, site)
+        assert isinstance(plugin, Kubernetes)
+        await plugin.start()
+        await cluster_of(plugin).synced.wait()
+        await plugin.drain()
+        assert (tmp_path / "x").stat().st_size > 50
+        await plugin.stop()
+        process.warehouse.keep_only(set())
+
+
+async def test_blocks_with_the_same_snapshot_share_it(tmp_path: Path) -> None:
+    process = Process()
+    one, other = (warm(tmp_path, process=process) for _ in range(2))
+    assert one._snapshot is other._snapshot and one._cluster is other._cluster
+    assert warm(tmp_path, "pods insecure", process=process)._snapshot is one._snapshot
+    third = warm(tmp_path, "pods verified", process=process)
+    assert third._snapshot is not one._snapshot
+    process.warehouse.keep_only(set())
 
 
 # --- metadata --------------------------------------------------------------------------------------------------------

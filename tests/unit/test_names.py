@@ -24,6 +24,7 @@ from tests.indextest import (
     namespace,
     pod,
     put,
+    relist,
     said,
     service,
     slice_of,
@@ -578,8 +579,11 @@ def partly(*known: str) -> Names:
         ((), "ns.dns.", "A", [UNKNOWN]),
         ((), "svc.", "A", ["NODATA"]),
         ((), "dns-version.", "TXT", ['TXT "1.1.0"']),
-        # no Namespaces
-        (("services", "endpointslices", "pods"), "web.dev.svc.", "A", [UNKNOWN]),
+        # no Namespaces: what is in one vouches for it
+        (("services", "endpointslices", "pods"), "web.dev.svc.", "A", ["A 10.96.0.1"]),
+        (("services", "endpointslices", "pods"), "_http._tcp.web.dev.svc.", "A", ["A 10.96.0.1"]),
+        (("services", "endpointslices", "pods"), "dev.svc.", "A", [UNKNOWN]),
+        (("services", "endpointslices", "pods"), "10-244-0-1.dev.pod.", "A", [UNKNOWN]),
         (("services", "endpointslices", "pods"), "gone.dev.svc.", "A", [UNKNOWN]),
         # no Services
         (("namespaces", "endpointslices", "pods"), "dev.svc.", "A", ["NODATA"]),
@@ -640,6 +644,26 @@ def test_reverse_lookups_of_selected_namespaces_need_to_know_them() -> None:
     assert said(names, "2.0.1.10.in-addr.arpa.", "PTR") == said(names, "1.0.96.10.in-addr.arpa.", "PTR") == [UNKNOWN]
 
 
+@pytest.mark.parametrize(
+    ("options", "lines"),
+    [
+        ({"selected": True}, [UNKNOWN]),
+        ({"namespaces": frozenset([b"\3dev"])}, ["A 10.96.0.1"]),
+        ({"namespaces": frozenset([b"\4prod"])}, [UNKNOWN]),
+    ],
+)
+def test_a_service_vouches_only_for_a_namespace_that_may_be_shown(options: dict[str, Any], lines: list[str]) -> None:
+    index = fill(Index(KINDS), *WORLD, kinds=KINDS[1:])
+    assert said(names_of(index, **options), "web.dev.svc." + Z) == lines
+    # Once Namespaces are known they decide, and what was said before is repeated no more.
+    if lines != [UNKNOWN]:
+        facts = reply_to(names_of(index, **options), "web.dev.svc." + Z).lease.facts
+        assert b"known/namespaces" in facts
+    assert b"known/namespaces" in relist(index, "namespaces", [])
+    assert b"known/namespaces" not in relist(index, "namespaces", [])
+    assert said(names_of(index, **options), "web.dev.svc." + Z) == ["NXDOMAIN"]
+
+
 def test_half_a_reverse_name_is_not_denied_before_anything_is_known() -> None:
     assert said(partly(), "96.10.in-addr.arpa.", "PTR") == [UNKNOWN]
 
@@ -656,6 +680,81 @@ def test_what_is_said_about_the_unknown() -> None:
     assert (found.rcode, found.flags) == (SERVFAIL, AA)
     assert found.ede == ((EDE_NOT_READY, "endpointslices not synced"),)
     assert found.lease.until == 0.0 and found.authority and not found.error
+
+
+# --- out of a snapshot -----------------------------------------------------------------------------------------------
+
+
+def remembered(*known: str) -> Names:
+    """Of a world that is remembered, but for these kinds, which are known."""
+    index = Index(KINDS)
+    for kind in KINDS:
+        index.remember(kind, [found for found in WORLD if kind_of(found) == kind])
+        index.recall(kind)
+    return names_of(fill(index, *WORLD, kinds=known), pods="verified")
+
+
+ALL_BUT_SLICES = ("namespaces", "services", "pods")
+
+
+@pytest.mark.parametrize(
+    ("known", "qname", "type", "lines"),
+    [
+        ((), "web.dev.svc.", "A", ["A 10.96.0.1"]),
+        ((), "web.dev.svc.", "AAAA", ["NODATA"]),
+        ((), "headless.dev.svc.", "AAAA", ["AAAA fd00:1::1", "AAAA fd00:1::"]),
+        ((), "h-0.headless.dev.svc.", "AAAA", ["AAAA fd00:1::1"]),
+        ((), "dev.svc.", "A", ["NODATA"]),
+        ((), "inside.dev.svc.", "A", ["CNAME web.dev.svc.cluster.local.", "A 10.96.0.1"]),
+        ((), "10-244-0-1.dev.pod.", "A", ["A 10.244.0.1"]),
+        # whatever is not there may be there by now
+        ((), "gone.dev.svc.", "A", [UNKNOWN]),
+        ((), "gone.svc.", "A", [UNKNOWN]),
+        ((), "web.gone.svc.", "A", [UNKNOWN]),
+        ((), "noready.dev.svc.", "A", [UNKNOWN]),
+        ((), "h-9.headless.dev.svc.", "A", [UNKNOWN]),
+        ((), "_ftp._tcp.headless.dev.svc.", "SRV", [UNKNOWN]),
+        ((), "_ftp._tcp.web.dev.svc.", "SRV", [UNKNOWN]),
+        ((), "10-244-0-9.dev.pod.", "A", [UNKNOWN]),
+        ((), "what.", "A", [UNKNOWN]),
+        ((), "dangling.dev.svc.", "A", [UNKNOWN]),
+        ((), "", "NS", [UNKNOWN]),
+        # slices alone are remembered
+        (ALL_BUT_SLICES, "headless.dev.svc.", "AAAA", ["AAAA fd00:1::1", "AAAA fd00:1::"]),
+        (ALL_BUT_SLICES, "noready.dev.svc.", "A", [UNKNOWN]),
+        (ALL_BUT_SLICES, "h-9.headless.dev.svc.", "A", [UNKNOWN]),
+        (ALL_BUT_SLICES, "_ftp._tcp.headless.dev.svc.", "SRV", [UNKNOWN]),
+        (ALL_BUT_SLICES, "_ftp._tcp.web.dev.svc.", "SRV", ["NXDOMAIN"]),
+        (ALL_BUT_SLICES, "gone.dev.svc.", "A", ["NXDOMAIN"]),
+    ],
+)
+def test_a_snapshot_says_what_there_is_never_what_there_is_not(
+    known: tuple[str, ...], qname: str, type: str, lines: list[str]
+) -> None:
+    assert said(remembered(*known), qname + Z, type) == lines
+
+
+@pytest.mark.parametrize(
+    ("known", "address", "lines"),
+    [
+        ((), "10.96.0.1", ["PTR web.dev.svc.cluster.local."]),
+        ((), "10.1.0.2", ["PTR alpha.web.dev.svc.cluster.local."]),
+        ((), "8.8.8.8", [UNKNOWN]),
+        (ALL_BUT_SLICES, "8.8.8.8", [UNKNOWN]),
+        (("namespaces", "endpointslices"), "8.8.8.8", [UNKNOWN]),
+        (("namespaces", "endpointslices", "services"), "8.8.8.8", ["NXDOMAIN"]),
+    ],
+)
+def test_addresses_out_of_a_snapshot(known: tuple[str, ...], address: str, lines: list[str]) -> None:
+    assert said(remembered(*known), name.to_text(name.reverse(pack_address(address))), "PTR") == lines
+
+
+def test_who_is_in_front_of_this_server_out_of_a_snapshot() -> None:
+    names = remembered()
+    names.local = (pack_address("10.1.0.1"),)
+    assert said(names, Z, "NS") == [f"NS web.dev.svc.{Z}", "+ A 10.96.0.1"]
+    names.local = (pack_address("10.9.9.9"),)
+    assert said(names, Z, "NS") == said(names, "ns.dns." + Z) == [UNKNOWN]
 
 
 # --- chains ----------------------------------------------------------------------------------------------------------

@@ -19,6 +19,8 @@ from kdns.values import BadValue, duration
 
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,18}")
 _FLOAT: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,2})?")
+MAX_AGE: Final = 86_400.0
+"""Seconds for which a snapshot is believed, unless ``max_age`` says otherwise."""
 _TLS_FILES: Final = ("client-cert", "client-key", "certificate-authority")
 
 
@@ -37,13 +39,19 @@ class Reading:
         """Zones in which names that don't exist fall through to the next plugin."""
         self.timeout = 5.0
         """Seconds for which a start waits for the cluster."""
+        self.snapshot = ""
+        """The file of the snapshot; empty: there is none."""
+        self.max_age = MAX_AGE
+        """Seconds for which it is believed."""
         self.warnings: list[str] = []
         self._site = site
         last = use
-        for last in use.options():
+        for last in use.body or ():
             reader = _READERS.get(last.name)
             if reader is None:
                 raise last.unknown()
+            if last.body is not None and last.name != "snapshot":
+                raise last.error("Unexpected token '{', expecting argument")
             reader(self, last)
         self._check(last)
         verified = self.options.pods == "verified"
@@ -56,6 +64,8 @@ class Reading:
         settings = self.settings
         if settings.manifests and (settings.kubeconfig or settings.endpoint):
             raise last.error("manifests cannot be used together with endpoint or kubeconfig")
+        if settings.manifests and self.snapshot:
+            raise last.error("manifests need no snapshot: they are files themselves")
 
     def _name(self, **changes: Any) -> None:
         self.options = replace(self.options, **changes)
@@ -108,6 +118,13 @@ class Reading:
             self.timeout = duration(text)
         except BadValue as error:
             raise option.error(f"failed to parse startup_timeout: {text}, {error}") from None
+
+    def _snapshot(self, option: Directive) -> None:
+        self.snapshot = self._site.path(option.arg())
+        if not self.snapshot or self.snapshot.endswith("/"):
+            raise option.error(f"'{option.args[0]}' is not the name of a file")
+        for inner in option.options("max_age"):
+            self.max_age = inner.duration(inner.arg(), 1.0)
 
     # -- which objects
 
@@ -176,6 +193,7 @@ _READERS: Final[dict[str, Callable[[Reading, Directive], None]]] = {
     "namespaces": Reading._namespaces,
     "noendpoints": Reading._noendpoints,
     "pods": Reading._pods,
+    "snapshot": Reading._snapshot,
     "startup_timeout": Reading._timeout,
     "tls": Reading._tls,
     "ttl": Reading._ttl,
