@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -28,9 +29,20 @@ def main(arguments: list[str] | None = None) -> int:
     for name, why in absent.items():
         print(f"not measured: {name}: {why}", file=sys.stderr)
     plan = Plan(frozenset(options.figures), options.seconds, options.queries, options.rate)
-    with tempfile.TemporaryDirectory(prefix="kdns-bench-") as directory, measure.aside():
-        bench = Bench(Path(directory), plan)
-        bench.run(workloads, peers, options.rounds)
+    # Ended from outside, we still end the servers.
+    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    try:
+        with tempfile.TemporaryDirectory(prefix="kdns-bench-") as directory, measure.pinned(measure.cores()[1]):
+            bench = Bench(Path(directory), plan)
+            bench.run(workloads, peers, options.rounds)
+    except measure.BenchError as error:
+        print(f"bench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nbench: interrupted", file=sys.stderr)
+        return 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
     versions = {peer.name: version for peer in peers if (version := peer.told_version())}
     run = Run(bench.samples, options.peers, options.rounds, options.rate, absent, bench.failures, versions)
     text = report.markdown(run)

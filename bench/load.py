@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
 import time
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.measure import BenchError
+from bench.measure import BenchError, pinned
 from bench.sample import Best, Load
 
 SOURCES = 8
@@ -64,9 +63,8 @@ class Generator:
         """
         command = [str(self.program), *(["--realtime"] if realtime else []), "127.0.0.1", str(port), str(self.file)]
         command += [str(self.position), f"{rate:.3f}", f"{seconds:.3f}", str(SOURCES), f"{wait:g}"]
-        done = subprocess.run(
-            command, capture_output=True, text=True, preexec_fn=lambda: os.sched_setaffinity(0, self.on), check=False
-        )
+        with pinned(self.on):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
             raise BenchError(done.stderr.strip() or f"load ended with status {done.returncode}")
         told = read(json.loads(done.stdout))

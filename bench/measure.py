@@ -40,11 +40,10 @@ def cores() -> tuple[set[int], set[int]]:
 
 
 @contextlib.contextmanager
-def aside() -> Iterator[None]:
-    """Keep ourselves off the server's core."""
-    _, others = cores()
+def pinned(on: set[int]) -> Iterator[None]:
+    """Keep this thread, and whatever it starts meanwhile, to these cores."""
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, others)
+    os.sched_setaffinity(0, on)
     try:
         yield
     finally:
@@ -59,12 +58,11 @@ def running(
 
     ``piped``: standard input and output are pipes instead of nothing and the log.
     """
-    with log.open("wb") as output:
+    with log.open("wb") as output, pinned(on):
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
             stdout=subprocess.PIPE if piped else output, stderr=output, start_new_session=True,
             cwd=Path(__file__).resolve().parent.parent, env={**os.environ, **(environment or {})},
-            preexec_fn=lambda: os.sched_setaffinity(0, on),
         )  # fmt: skip
     try:
         yield process
@@ -235,9 +233,8 @@ def dnsperf(port: int, file: Path, on: set[int], *, seconds: float, once: bool, 
     command = ["dnsperf", "-s", "127.0.0.1", "-p", str(port), "-d", str(file), "-q", "100", "-T", "1", "-t", "3"]
     command += ["-m", "tcp", "-c", "4"] if tcp else ["-c", "1"]
     command += ["-n", "1"] if once else ["-l", f"{seconds:g}"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, preexec_fn=lambda: os.sched_setaffinity(0, on), check=False
-    )
+    with pinned(on):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     statistics = dict(re.findall(r"^\s+([A-Z][^:\n]+):\s+(.+)$", done.stdout, re.M))
     if "Queries completed" not in statistics:
         raise BenchError(f"dnsperf: {done.stderr.strip() or done.stdout.strip()}")
