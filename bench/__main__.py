@@ -50,7 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     if options.out:
         (options.out / "bench.md").write_text(text)
         report.write_json(run, options.out / "bench.json")
-        (options.out / "bench.svg").write_text(picture.svg(report.medians(run.samples, report.cost), report.where(run)))
+        if costs := report.medians(run.samples, report.cost):
+            (options.out / "bench.svg").write_text(picture.svg(costs, report.where(run)))
     return 1 if bench.failures else 0
 
 
@@ -76,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seconds", type=float, metavar="S", default=4.0, help="length of one measurement (default 4)")
     add("--queries", type=int, metavar="N", default=60_000, help="questions that are asked once (default 60000)")
     add("--rate", type=float, metavar="N", default=5000.0, help="questions per second for latencies (default 5000)")
-    add("--out", type=Path, metavar="DIR", help="write bench.md, bench.json and bench.svg there")
+    add("--out", type=Path, metavar="DIR", help="write bench.md, bench.json and (of figure cpu) bench.svg there")
     return parser
 
 

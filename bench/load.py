@@ -101,13 +101,15 @@ def search(probe: Callable[[float], Load], start: float) -> Best:
     def good(told: Load) -> bool:
         return not told.lost and told.owed <= BEHIND * told.rate
 
+    def really(told: Load) -> bool:
+        return told.rate >= KEPT_UP * told.offered
+
     low, high, bounded, rate = 0.0, math.inf, False, start
     for _ in range(PROBES):
         tries = [probe(rate)]
-        if not good(tries[0]):
+        if not (good(tries[0]) and really(tries[0])):
             tries.append(probe(rate))
-        kept_up = [told for told in tries if told.rate >= KEPT_UP * rate]
-        if any(map(good, kept_up)):
+        if any(good(told) and really(told) for told in tries):
             low = rate
         else:
             # What could not be sent is no failure of the server's.

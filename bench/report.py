@@ -133,7 +133,8 @@ def _latency(run: Run) -> Iterator[str]:
     fixed = {workload: row for workload, row in run.samples.items() if workload != "relist"}
     table = {name: medians(fixed, _of_load("steady", name)) for name in ("p50", "p99", "p999")}
     if table["p50"]:
-        yield f"Microseconds at {run.rate:,.0f} questions a second, p50 / p99 / p99.9:"
+        lost = f"a lost question counts as {WAIT:g} s"
+        yield f"Microseconds at {run.rate:,.0f} questions a second, p50 / p99 / p99.9 ({lost}):"
         yield _table(
             run, table["p50"],
             lambda workload, peer: " / ".join(f"{values[workload][peer]:,.0f}" for values in table.values()),
@@ -144,7 +145,8 @@ def _latency(run: Run) -> Iterator[str]:
         ratio = medians(relist, lambda sample: verdict.figure("disturbed", [sample]))
         yield (
             f"p99.9 in microseconds of hot names at {run.rate:,.0f} questions a second: in peace → under 1,000 changes "
-            "a second while 10,000 Services and 15,000 slices are listed again (in brackets: the ratio):"
+            "a second while 10,000 Services and 15,000 slices are listed again (in brackets: the ratio; a lost "
+            f"question counts as {WAIT:g} s):"
         )
         yield _table(
             run, quiet,
