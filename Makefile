@@ -34,8 +34,8 @@ test-kube: $(VENV)/dev  ## against a real control plane; needs KUBEBUILDER_ASSET
 test-coredns: $(VENV)/dev  ## against the real CoreDNS; skipped without coredns on PATH
 	KDNS_PARITY_QUESTIONS=100000 $(BIN)/python -m pytest tests/coredns
 
-bench: $(VENV)/dev  ## CPU per query beside every peer on PATH
-	$(BIN)/python -m bench
+bench: $(VENV)/dev  ## what a query costs, beside every peer on PATH; BENCH='hot --rounds 5' says what
+	$(BIN)/python -m bench $(BENCH)
 
 fuzz: $(VENV)/dev  ## a million mutated packets
 	KDNS_FUZZ_PACKETS=1000000 $(BIN)/python -m pytest tests/fuzz
