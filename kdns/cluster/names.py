@@ -221,8 +221,8 @@ class Names:
         if not last:
             return None if namespace in self._index.namespaces else (b"ns/" + namespace,)
         key = head[before:]
-        if key in self._entries and namespace in self._index.namespaces:
-            return None
+        if key in self._entries and (namespace in self._index.namespaces or self._index.waiting):
+            return None  # without Namespaces the Service itself may vouch for its own
         return b"svc/" + key, b"ns/" + namespace
 
     def _no_pods(self, name: Name, zone: Name) -> Denial | None:
