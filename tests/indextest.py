@@ -12,7 +12,14 @@ from kdns.cluster.objects import KINDS, Apply, Init, InitApply, InitDone, Object
 from kdns.message import Record, Reply
 from tests.plugintest import ask
 
-KIND_OF = {"Namespace": "namespaces", "Service": "services", "EndpointSlice": "endpointslices", "Pod": "pods"}
+KIND_OF = {
+    "Namespace": "namespaces",
+    "Service": "services",
+    "EndpointSlice": "endpointslices",
+    "Pod": "pods",
+    "ServiceImport": "serviceimports",
+    "ImportedSlice": "importedslices",
+}
 ZONES = tuple(name.from_text(zone) for zone in ("cluster.local.", "in-addr.arpa.", "ip6.arpa."))
 
 

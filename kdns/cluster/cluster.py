@@ -12,7 +12,7 @@ from msgspec import Struct
 
 from kdns.cluster.ask import Selection
 from kdns.cluster.index import Index, entry_key
-from kdns.cluster.objects import Apply, EndpointSlice, Event
+from kdns.cluster.objects import IMPORT_NAME, Apply, EndpointSlice, Event
 from kdns.log import Logger
 from kdns.message import Fact
 from kdns.metrics import Metrics
@@ -51,6 +51,10 @@ class Settings(Struct, frozen=True):
     pod_names: bool = False
     """The names of Pods are wanted for their endpoints."""
     pod_labels: bool = False
+    zones: bool = False
+    """The topology zones of endpoints are wanted."""
+    imports: bool = False
+    """ServiceImports and their EndpointSlices are wanted."""
 
     @property
     def kinds(self) -> dict[str, Selection]:
@@ -60,6 +64,10 @@ class Settings(Struct, frozen=True):
             kinds["endpointslices"] = Selection(self.labels)
         if self.pods:
             kinds["pods"] = Selection(self.labels, LIVING)
+        if self.imports:
+            # Not by labels of Namespaces, which CoreDNS wants to see on ServiceImports.
+            kinds["serviceimports"] = Selection()
+            kinds["importedslices"] = Selection(f"{self.labels},{IMPORT_NAME}" if self.labels else IMPORT_NAME)
         return kinds
 
 
@@ -92,7 +100,7 @@ class Cluster:
 
         Manifests are read here.  Raises ObjectError, BadValue or ApiError when the source cannot be used.
         """
-        self.index = Index(settings.kinds, settings.pod_names, settings.pod_labels)
+        self.index = Index(settings.kinds, settings.pod_names, settings.pod_labels, settings.zones)
         self.synced = asyncio.Event()
         """Set once all objects are known."""
         self._drop = drop

@@ -170,6 +170,7 @@ def test_slice() -> None:
         b"web-0\0\0\0",
         (Port(b"http", b"tcp", 80), Port(b"", b"tcp", 0)),
         "2026-11-21T09:44:25Z",
+        b"z1\0\0\0",
     )
 
 
@@ -453,4 +454,4 @@ def test_cut_and_spliced_bytes_are_taken_or_refused(junk: bytes, start: int, end
 
 
 def test_every_kind_has_a_codec() -> None:
-    assert set(objects._CODECS) == set(KINDS) == set(SINGULAR)
+    assert set(objects._CODECS) == {*KINDS, *objects.IMPORTS} == set(SINGULAR)
