@@ -15,6 +15,8 @@ PATHS: Final = {
     "services": "/api/v1/services",
     "endpointslices": "/apis/discovery.k8s.io/v1/endpointslices",
     "pods": "/api/v1/pods",
+    "serviceimports": "/apis/multicluster.x-k8s.io/v1alpha1/serviceimports",
+    "importedslices": "/apis/discovery.k8s.io/v1/endpointslices",
 }
 """Where the API keeps the objects of all namespaces, by kind."""
 

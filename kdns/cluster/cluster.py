@@ -14,7 +14,7 @@ from msgspec import Struct
 from kdns import limits
 from kdns.cluster.ask import Selection
 from kdns.cluster.index import Index, entry_key
-from kdns.cluster.objects import Apply, EndpointSlice, Event, Object
+from kdns.cluster.objects import IMPORT_NAME, KINDS, Apply, EndpointSlice, Event, Object
 from kdns.log import Logger
 from kdns.message import Fact
 from kdns.metrics import Metrics
@@ -56,6 +56,10 @@ class Settings(Struct, frozen=True):
     pod_names: bool = False
     """The names of Pods are wanted for their endpoints."""
     pod_labels: bool = False
+    zones: bool = False
+    """The topology zones of endpoints are wanted."""
+    imports: bool = False
+    """ServiceImports and their EndpointSlices are wanted."""
 
     @property
     def kinds(self) -> dict[str, Selection]:
@@ -65,13 +69,21 @@ class Settings(Struct, frozen=True):
             kinds["endpointslices"] = Selection(self.labels)
         if self.pods:
             kinds["pods"] = Selection(self.labels, LIVING)
+        if self.imports:
+            # Not by labels of Namespaces, which CoreDNS wants to see on ServiceImports.
+            kinds["serviceimports"] = Selection()
+            kinds["importedslices"] = Selection(f"{self.labels},{IMPORT_NAME}" if self.labels else IMPORT_NAME)
         return kinds
 
     @property
     def contents(self) -> dict[str, str]:
-        """Kind → which of its objects the index holds, and what of them: equal texts mean the same."""
-        contents = {kind: f"{selection.labels!r} {selection.fields!r}" for kind, selection in self.kinds.items()}
-        for kind, more in (("endpointslices", self.pod_names), ("pods", self.pod_labels)):
+        """Kind → which of its objects the index holds, and what of them: equal texts mean the same.
+
+        Only kinds that a snapshot keeps: ServiceImports it does not.
+        """
+        kinds = [(kind, selection) for kind, selection in self.kinds.items() if kind in KINDS]
+        contents = {kind: f"{selection.labels!r} {selection.fields!r}" for kind, selection in kinds}
+        for kind, more in (("endpointslices", (self.pod_names, self.zones)), ("pods", self.pod_labels)):
             if kind in contents:
                 contents[kind] += f" {more}"
         return contents
@@ -134,7 +146,7 @@ class Cluster:
 
         Manifests are read here.  Raises ObjectError, BadValue or ApiError when the source cannot be used.
         """
-        self.index = Index(settings.kinds, settings.pod_names, settings.pod_labels)
+        self.index = Index(settings.kinds, settings.pod_names, settings.pod_labels, settings.zones)
         self.synced = asyncio.Event()
         """Set once all objects are known."""
         self.restoring: asyncio.Task[None] | None = None

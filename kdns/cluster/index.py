@@ -9,6 +9,8 @@ Facts, as leases carry them (`message.Fact`); KEY is the wire labels ``<service>
 ``ip/`` address    what a reverse lookup of the packed address says
 ``pod/`` address   which Pods have the packed address
 ``known/`` kind    whether all objects of this kind are known; dropped when its first list is complete
+``imp/`` KEY       the ServiceImport object: its kind, IPs, ports
+``ime/`` KEY       the ready endpoints of all slices of the ServiceImport
 =================  ====================================================================================
 
 A fact is touched when an answer that stands on it may have changed, also when its object appears or goes; status noise
@@ -33,10 +35,12 @@ from typing import Any, Generic, TypeVar
 from msgspec import Struct
 
 from kdns.cluster.objects import (
+    IMPORTS,
     Apply,
     Delete,
     EndpointSlice,
     Event,
+    ImportedSlice,
     Init,
     InitApply,
     Namespace,
@@ -82,12 +86,30 @@ class Slice(Struct, frozen=True, gc=False):
         return False
 
 
+class Zoned(Slice, frozen=True, gc=False):
+    """A slice of which the topology zones are kept, too."""
+
+    zones: bytes
+
+    def within(self, zone: bytes) -> list[tuple[bytes, bytes, bytes]]:
+        """As `endpoints`, of those in this zone."""
+        zones = self.zones.split(b"\0") if self.zones else []
+        return [found for found, own in zip(self.endpoints(), zones, strict=False) if own == zone]
+
+
+class Imported(Slice, frozen=True, gc=False):
+    """A slice of a ServiceImport."""
+
+    cluster: bytes
+    """The member cluster that it is from; may be empty."""
+
+
 class Entry(Struct, gc=False):
-    """All that is known under the name of one Service."""
+    """All that is known under the name of one Service, or of one ServiceImport."""
 
     key: bytes
     service: Service | None = None
-    """None: there are slices for it, but the Service itself is not (yet) there."""
+    """None: there are slices for it, but the Service (the ServiceImport) itself is not (yet) there."""
     slices: tuple[Slice, ...] = ()
 
     @property
@@ -193,9 +215,9 @@ class _Shelf:
 
 
 class _Namespaces(_Shelf):
-    def __init__(self, known: set[bytes], below_svc: Existing, below_pod: Existing) -> None:
+    def __init__(self, known: set[bytes], *existing: Existing) -> None:
         self._known = known
-        self._existing = (below_svc, below_pod)
+        self._existing = existing
 
     def key(self, namespace: bytes, name: bytes) -> bytes:
         return b"%c%b" % (len(name), name) if len(name) < 64 else b""
@@ -250,9 +272,12 @@ class _Entries:
 
 
 class _Services(_Shelf):
-    def __init__(self, entries: _Entries, by_ip: _Many[Entry]) -> None:
+    """Services, or ServiceImports: without ``by_ip`` nobody looks for them by their addresses."""
+
+    def __init__(self, entries: _Entries, by_ip: _Many[Entry] | None, fact: bytes = b"svc/") -> None:
         self._entries = entries
         self._by_ip = by_ip
+        self._fact = fact
 
     def key(self, namespace: bytes, name: bytes) -> bytes:
         return entry_key(name, namespace)
@@ -285,21 +310,35 @@ class _Services(_Shelf):
     def _set(self, entry: Entry, new: Service | None) -> set[Fact]:
         old = entry.service
         entry.service = new
-        before = set(old.addresses) if old is not None else set()
-        after = set(new.addresses) if new is not None else set()
-        for address in before - after:
-            self._by_ip.remove(address, entry)
-        for address in after - before:
-            self._by_ip.add(address, entry)
+        facts = {self._fact + entry.key}
+        if self._by_ip is not None:
+            before = set(old.addresses) if old is not None else set()
+            after = set(new.addresses) if new is not None else set()
+            for address in before - after:
+                self._by_ip.remove(address, entry)
+            for address in after - before:
+                self._by_ip.add(address, entry)
+            facts.update(b"ip/" + address for address in before ^ after)
         self._entries.tidy(entry)
-        return {b"svc/" + entry.key, *(b"ip/" + address for address in before ^ after)}
+        return facts
 
 
 class _Slices(_Shelf):
-    def __init__(self, entries: _Entries, by_ip: _Many[Entry], pod_names: bool) -> None:
+    """Slices of Services, or of ServiceImports: without ``by_ip`` nobody looks for those by their addresses."""
+
+    def __init__(
+        self,
+        entries: _Entries,
+        by_ip: _Many[Entry] | None,
+        pod_names: bool,
+        zones: bool = False,
+        fact: bytes = b"eps/",
+    ) -> None:
         self._entries = entries
         self._by_ip = by_ip
         self._pod_names = pod_names
+        self._zones = zones
+        self._fact = fact
         self._entry_of: dict[bytes, Entry] = {}
 
     def places(self) -> Collection[bytes]:
@@ -312,8 +351,9 @@ class _Slices(_Shelf):
         place, part = thing
         service, namespace = place[1 : 1 + place[0]], place[2 + place[0] :]
         name = part.key[len(namespace) + 1 :]
+        zones = part.zones if isinstance(part, Zoned) else b""
         return EndpointSlice(
-            namespace, name, service, part.width, part.addresses, part.hostnames, part.pods, part.ports
+            namespace, name, service, part.width, part.addresses, part.hostnames, part.pods, part.ports, zones=zones
         )
 
     def _old(self, key: bytes) -> tuple[Entry | None, Slice | None]:
@@ -324,6 +364,10 @@ class _Slices(_Shelf):
 
     def _trim(self, key: bytes, new: EndpointSlice) -> Slice:
         pods = new.pods if self._pod_names else b""
+        if isinstance(new, ImportedSlice):
+            return Imported(key, new.width, new.addresses, new.hostnames, pods, new.ports, new.cluster)
+        if self._zones:
+            return Zoned(key, new.width, new.addresses, new.hostnames, pods, new.ports, new.zones)
         return Slice(key, new.width, new.addresses, new.hostnames, pods, new.ports)
 
     def change(self, key: bytes, new: EndpointSlice) -> bool | None:
@@ -351,21 +395,24 @@ class _Slices(_Shelf):
     def _set(self, key: bytes, entry: Entry, new: Slice | None) -> set[Fact]:
         old = next((part for part in entry.slices if part.key == key), None)
         others = tuple(part for part in entry.slices if part is not old)
-        before = set(old.endpoints()) if old is not None else set()
-        after = set(new.endpoints()) if new is not None else set()
+        facts = {self._fact + entry.key}
         if new is None:
             entry.slices = others
             del self._entry_of[key]
         else:
             entry.slices = (*others, new)
             self._entry_of[key] = entry
-        for address, _, _ in before - after:
-            if not any(part.has(address) for part in entry.slices):
-                self._by_ip.remove(address, entry)
-        for address, _, _ in after - before:
-            self._by_ip.add(address, entry)
+        if self._by_ip is not None:
+            before = set(old.endpoints()) if old is not None else set()
+            after = set(new.endpoints()) if new is not None else set()
+            for address, _, _ in before - after:
+                if not any(part.has(address) for part in entry.slices):
+                    self._by_ip.remove(address, entry)
+            for address, _, _ in after - before:
+                self._by_ip.add(address, entry)
+            facts.update(b"ip/" + address for address, _, _ in before ^ after)
         self._entries.tidy(entry)
-        return {b"eps/" + entry.key, *(b"ip/" + address for address, _, _ in before ^ after)}
+        return facts
 
 
 class _Pods(_Shelf):
@@ -428,21 +475,29 @@ class Index:
     """The objects of one source.
 
     ``kinds``: what the source watches; other kinds count as known to be empty.  ``pod_names``: keep the pod names of
-    endpoints; ``labels``: keep the labels of Pods.
+    endpoints; ``labels``: keep the labels of Pods; ``zones``: keep the topology zones of endpoints.
     """
 
-    def __init__(self, kinds: Iterable[str], pod_names: bool = False, labels: bool = False) -> None:
+    def __init__(
+        self, kinds: Iterable[str], pod_names: bool = False, labels: bool = False, zones: bool = False
+    ) -> None:
         self.below_svc = make_existing(2)
         """`namespaces`, and the keys of `entries`."""
         self.below_pod = make_existing(1)
         """`namespaces`."""
-        entries = _Entries(self.below_svc)
+        self.below_import = make_existing(2)
+        """`namespaces`, and the keys of `imports`; kept only while imports are watched."""
+        entries, imports = _Entries(self.below_svc), _Entries(self.below_import)
         self.entries = entries.by_key
         """Service names (`entry_key`) → entries."""
+        self.imports = imports.by_key
+        """Names of ServiceImports → entries, whose slices are `Imported`."""
         self.namespaces: set[bytes] = set()
         """Labels with their length octets."""
         self.serial = 0
-        """Unix time of the last change that touched a fact; 0 before the first."""
+        """Unix time of the last change that touched a fact of this cluster; 0 before the first."""
+        self.import_serial = 0
+        """The same for ServiceImports, their slices, and namespaces."""
         self.waiting: tuple[str, ...] = tuple(kinds)
         """Kinds whose first list is not complete."""
         self.remembered: tuple[str, ...] = ()
@@ -451,11 +506,16 @@ class Index:
         self._endpoint_ips: _Many[Entry] = _Many()
         self._pod_ips: _Many[Known] = _Many()
         self._shelves: dict[str, _Shelf] = {
-            "namespaces": _Namespaces(self.namespaces, self.below_svc, self.below_pod),
             "services": _Services(entries, self._cluster_ips),
-            "endpointslices": _Slices(entries, self._endpoint_ips, pod_names),
+            "endpointslices": _Slices(entries, self._endpoint_ips, pod_names, zones),
             "pods": _Pods(self._pod_ips, labels),
         }
+        below = [self.below_svc, self.below_pod]
+        if IMPORTS[0] in self.waiting:
+            self._shelves["serviceimports"] = _Services(imports, None, b"imp/")
+            self._shelves["importedslices"] = _Slices(imports, None, pod_names, fact=b"ime/")
+            below.append(self.below_import)
+        self._shelves["namespaces"] = _Namespaces(self.namespaces, *below)
         self._relists: dict[str, _Relist] = {}
 
     def apply(self, event: Event, now: float) -> set[Fact]:
@@ -465,7 +525,11 @@ class Index:
         """
         facts = self._apply(event)
         if facts:
-            self.serial = int(now)
+            imported = event.kind in IMPORTS
+            if not imported:
+                self.serial = int(now)
+            if imported or event.kind == "namespaces":
+                self.import_serial = int(now)
         return facts
 
     def synced(self, kind: str) -> bool:

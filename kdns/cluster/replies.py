@@ -8,11 +8,12 @@ A snapshot says what there was, never what there is not: its names are answered 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Collection, Iterable
+from typing import Final, TypeAlias
 
 from kdns import rdata
 from kdns.cluster.index import Index, known_fact
+from kdns.cluster.objects import Port
 from kdns.denial import Denial
 from kdns.message import (
     AA,
@@ -25,9 +26,11 @@ from kdns.message import (
     REFUSED,
     SERVFAIL,
     SOA,
+    SRV,
     A,
     Fact,
     Lease,
+    Query,
     Record,
     Reply,
 )
@@ -38,6 +41,10 @@ REFUSAL: Final = Reply(REFUSED, plugin=PLUGIN)
 
 WIDTHS: Final = {A: 4, AAAA: 16}
 """Type of an address record → octets of its address."""
+
+SVC: Final = b"\x03svc"
+Candidate: TypeAlias = tuple[bytes, bytes, Port]
+"""Something that fits a question: labels below ``svc``, address, port."""
 
 _OCTETS: Final = {b"%d" % octet: octet for octet in range(256)}
 STALE_TTL: Final = 5
@@ -55,13 +62,16 @@ _MAPPED: Final = bytes(10) + b"\xff\xff"
 
 
 class Replies:
-    """Makes the replies of one ``kubernetes`` directive; ``ttl`` in seconds."""
+    """Makes the replies of one ``kubernetes`` directive; ``ttl`` in seconds.
 
-    def __init__(self, index: Index, ttl: int) -> None:
+    ``imports``: the zones that are about ServiceImports, and not about the Services of this cluster.
+    """
+
+    def __init__(self, index: Index, ttl: int, imports: Collection[Name] = ()) -> None:
         self._index = index
         self._ttl = ttl
-        self._soas: dict[Name, Record] = {}
-        self._serial = -1
+        self._imports = frozenset(imports)
+        self._soas: dict[Name, tuple[int, Record]] = {}
 
     def found(
         self, zone: Name, facts: tuple[Fact, ...], answer: tuple[Record, ...] = (), additional: tuple[Record, ...] = ()
@@ -76,11 +86,13 @@ class Replies:
         ``denial``: what the NXDOMAIN proves beside.
 
         Even a name without meaning is not denied before Namespaces and Services are known (as in CoreDNS): then kdns
-        knows nothing of its zone.
+        knows nothing of its zone.  Where a zone is about ServiceImports, they stand for Services.
         """
-        for kind in ("namespaces", "services", *kinds) if self._index.waiting else ():
-            if not self._index.synced(kind):
-                return self.unknown(zone, kind)
+        if self._index.waiting:
+            services = "serviceimports" if zone in self._imports else "services"
+            for kind in ("namespaces", services, *kinds):
+                if not self._index.synced(kind):
+                    return self.unknown(zone, kind)
         lease = Lease(FOREVER, facts, denial=denial)
         return Reply(NXDOMAIN, (), (self.soa(zone),), (), AA, lease, plugin=PLUGIN)
 
@@ -91,15 +103,14 @@ class Replies:
 
     def soa(self, zone: Name) -> Record:
         """The zone's SOA record."""
-        serial = self._index.serial
-        if serial != self._serial:
-            self._soas.clear()
-            self._serial = serial
-        soa = self._soas.get(zone)
-        if soa is None:
-            mname, rname = b"\x02ns\x03dns" + zone, b"\x0ahostmaster" + zone
-            data = rdata.soa(mname, rname, serial & 0xFFFFFFFF, 7200, 1800, 86400, self._ttl)
-            soa = self._soas[zone] = Record(zone, SOA, min(self._ttl, 300), data)
+        serial = self._index.import_serial if zone in self._imports else self._index.serial
+        known = self._soas.get(zone)
+        if known is not None and known[0] == serial:
+            return known[1]
+        mname, rname = b"\x02ns\x03dns" + zone, b"\x0ahostmaster" + zone
+        data = rdata.soa(mname, rname, serial & 0xFFFFFFFF, 7200, 1800, 86400, self._ttl)
+        soa = Record(zone, SOA, min(self._ttl, 300), data)
+        self._soas[zone] = serial, soa
         return soa
 
     def address(self, owner: bytes, address: bytes) -> Record:
@@ -110,6 +121,19 @@ class Replies:
         """A or AAAA records of the addresses that fit the type; none for other types."""
         width = WIDTHS.get(type)
         return tuple([Record(owner, type, self._ttl, address) for address in addresses if len(address) == width])
+
+    def srv(self, query: Query, zone: Name, facts: tuple[Fact, ...], found: Collection[Candidate]) -> Reply:
+        """One SRV record for each target and port; all candidates, though they may share one, divide the weight."""
+        weight = max(1, 100 // len(found)) if found else 0
+        answer: dict[tuple[bytes, int], Record] = {}
+        additional: dict[tuple[bytes, bytes], Record] = {}
+        for below, address, port in found:
+            target = below + SVC + zone
+            if port.number and fits(target):
+                data = rdata.srv(0, weight, port.number, target)
+                answer[target, port.number] = Record(query.spelling, SRV, self._ttl, data)
+                additional[target, address] = self.address(target, address)
+        return self.found(zone, facts, tuple(answer.values()), tuple(additional.values()))
 
 
 def stale(reply: Reply, remembered: tuple[str, ...]) -> Reply:

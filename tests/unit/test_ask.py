@@ -1,11 +1,11 @@
 """What the API server is asked."""
 
 from kdns.cluster.ask import ALL, PATHS, Asker, Request, Selection
-from kdns.cluster.objects import KINDS
+from kdns.cluster.objects import IMPORTS, KINDS
 
 
 def test_every_kind_has_its_path():
-    assert set(PATHS) == set(KINDS)
+    assert set(PATHS) == {*KINDS, *IMPORTS}
 
 
 def test_pages():

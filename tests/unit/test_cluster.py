@@ -11,7 +11,7 @@ from kdns.cluster import credentials
 from kdns.cluster.ask import Selection
 from kdns.cluster.cluster import LIVING, PROGRAMMING, Cluster, Settings
 from kdns.cluster.credentials import ApiError
-from kdns.cluster.objects import Apply, Init, InitApply, InitDone, ObjectError
+from kdns.cluster.objects import IMPORT_NAME, Apply, Init, InitApply, InitDone, ObjectError
 from kdns.cluster.snapshot import Snapshot
 from kdns.log import Logger
 from kdns.message import Fact
@@ -66,6 +66,42 @@ def test_kinds() -> None:
         "services": Selection("a=b"),
         "pods": Selection("a=b", LIVING),
     }
+
+
+def test_kinds_of_imports() -> None:
+    imports = Settings(imports=True).kinds
+    assert imports["serviceimports"] == Selection()
+    assert imports["importedslices"] == Selection("multicluster.kubernetes.io/service-name")
+    chosen = Settings(labels="a=b", namespace_labels="c=d", endpoints=False, imports=True).kinds
+    assert set(chosen) == {"namespaces", "services", "serviceimports", "importedslices"}
+    assert chosen["serviceimports"] == Selection()
+    assert chosen["importedslices"] == Selection("a=b,multicluster.kubernetes.io/service-name")
+
+
+async def test_imports_from_an_api_server_that_learns_of_them_late() -> None:
+    """The CRD is not there at first: only the kind of objects that it defines is not known."""
+    async with fakeapi.FakeApi() as api:
+        absent = api.fault(resource="serviceimports", status=404)
+        api.put("namespaces", fakeapi.namespace("dev"))
+        slice = fakeapi.endpointslice("x", ["10.9.0.1"], "dev", labels={IMPORT_NAME: "db"})
+        api.put("endpointslices", slice)
+        api.put("endpointslices", fakeapi.endpointslice("y", ["10.9.0.2"], "dev"))
+        cluster = Board().cluster(Settings(endpoint=api.url, imports=True))
+        cluster.start()
+        try:
+            async with asyncio.timeout(10):
+                while (
+                    set(cluster.unsynced()) != {"serviceimports"} or "404" not in cluster.unsynced()["serviceimports"]
+                ):
+                    await asyncio.sleep(0.01)
+            assert not cluster.synced.is_set()
+            assert cluster.index.counts()["importedslices"] == 1
+            absent.times = 0
+            api.put("serviceimports", {"metadata": {"name": "db", "namespace": "dev"}, "spec": {"type": "Headless"}})
+            await asyncio.wait_for(cluster.synced.wait(), 20)
+        finally:
+            cluster.close()
+    assert b"\2db\3dev" in cluster.index.imports and cluster.unsynced() == {}
 
 
 async def test_manifests_are_read_when_the_cluster_is_made(tmp_path: Path) -> None:

@@ -198,6 +198,23 @@ def test_rbac_is_to_list_and_to_watch(server: tuple[str, str, str]) -> None:
     assert allowed == needed | ({("", "endpoints")} if path == REPLACE else set())
 
 
+@needs_kubectl
+@pytest.mark.parametrize(("path", "name"), [(".", "kdns"), (REPLACE, "coredns")])
+def test_multicluster_adds_one_permission(path: str, name: str, tmp_path: Path) -> None:
+    role = find(path, "ClusterRole", f"system:{name}")
+    content = {
+        "kind": "Kustomization",
+        "resources": [os.path.relpath(DEPLOY / path, tmp_path)],
+        "components": [os.path.relpath(DEPLOY / "components" / "multicluster", tmp_path)],
+    }
+    (tmp_path / "kustomization.yaml").write_text(json.dumps(content))
+    text = subprocess.check_output(["kubectl", "kustomize", str(tmp_path)], text=True)
+    added = {"apiGroups": ["multicluster.x-k8s.io"], "resources": ["serviceimports"], "verbs": ["list", "watch"]}
+    changed = {**role, "rules": [*role["rules"], added]}
+    expected = [changed if one == role else one for one in rendered(path)]
+    assert sorted(map(json.dumps, yaml.safe_load_all(text))) == sorted(map(json.dumps, expected))
+
+
 # --- how a pod runs --------------------------------------------------------------------------------------------------
 
 

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from kdns import message, name
-from kdns.cluster.index import Index, entry_key
+from kdns.cluster.index import Index, Slice, Zoned, entry_key
 from kdns.cluster.names import Chase, Names
-from kdns.cluster.objects import KINDS, Apply, Delete, Init, InitApply, InitDone, Object
+from kdns.cluster.objects import KINDS, Apply, Delete, EndpointSlice, Init, InitApply, InitDone, Object
 from kdns.message import Fact
 from kdns.name import pack_address
 from tests.indextest import answer, fill, kind_of, names_of, namespace, pod, put, relist, said, service, slice_of
@@ -134,6 +135,22 @@ def test_options_decide_what_is_kept() -> None:
     rich = new()
     put(rich, pod("p.dev", "10.2.0.1", labels={"a": "b"}))
     assert rich.pods(pack_address("10.2.0.1"))[0].labels == b'{"a":"b"}'
+
+
+def test_zones_of_endpoints_are_kept_if_they_are_wanted() -> None:
+    east, west = (slice_of("a.dev", f"10.1.0.1 - - {zone}", "10.1.0.2", of="web") for zone in ("East", "west"))
+    index = Index(KINDS)
+    put(index, east)
+    assert type(index.entries[WEB].slices[0]) is Slice and put(index, west) == set()
+    zonal = Index(KINDS, zones=True)
+    put(zonal, east)
+    (part,) = zonal.entries[WEB].slices
+    assert isinstance(part, Zoned)
+    assert part.within(b"east") == [(pack_address("10.1.0.1"), b"", b"")] and part.within(b"west") == []
+    assert put(zonal, west) == {b"eps/" + WEB} and put(zonal, west) == set()
+    put(zonal, slice_of("a.dev", "10.1.0.1", of="web"))
+    (part,) = zonal.entries[WEB].slices
+    assert isinstance(part, Zoned) and part.within(b"west") == []
 
 
 def test_an_address_shared_by_many() -> None:
@@ -688,3 +705,10 @@ def test_a_copy_is_of_its_moment() -> None:
     assert not any(index.counts().values())
     for kind, copied in copies.items():
         assert set(copied) == {found for found in SNAPSHOT if kind_of(found) == kind}
+
+
+def test_topology_zones_are_copied_where_they_are_kept() -> None:
+    part = slice_of("web-a.dev", "10.1.0.1 - - east", "10.1.0.2 - - west", of="web")
+    assert isinstance(part, EndpointSlice) and part.zones
+    assert list(fill(Index(KINDS, zones=True), part).copy("endpointslices")) == [part]
+    assert list(fill(Index(KINDS), part).copy("endpointslices")) == [replace(part, zones=b"")]

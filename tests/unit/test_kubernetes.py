@@ -49,6 +49,23 @@ metadata: {name: p-0, namespace: dev, labels: {app: web, tier: front}}
 status: {phase: Running, podIP: 192.0.2.7, podIPs: [{ip: 192.0.2.7}]}
 """
 
+IMPORTS = """\
+apiVersion: multicluster.x-k8s.io/v1alpha1
+kind: ServiceImport
+metadata: {name: db, namespace: dev}
+spec: {type: Headless, ports: [{port: 80}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata:
+  name: db-east
+  namespace: dev
+  labels: {multicluster.kubernetes.io/service-name: db, multicluster.kubernetes.io/source-cluster: east}
+addressType: IPv4
+endpoints: [{addresses: [10.9.0.1]}]
+ports: [{port: 80}]
+"""
+
 
 def apexes(text: str) -> set[str]:
     """The apexes of the denials that the Kubernetes of a Corefile gives."""
@@ -200,6 +217,17 @@ def test_namespace_labels_and_fallthrough_everywhere() -> None:
     assert found.fall == (name.ROOT,)
 
 
+def test_multicluster_and_zonal() -> None:
+    found = reading(NOWHERE, "multicluster a.", "multicluster SET.local.", zones="cluster.local set.local")
+    assert found.options.multicluster == (name.from_text("set.local."),) and found.settings.imports
+    assert not found.options.zonal and not found.settings.zones
+    # As in CoreDNS: without zones it says nothing.
+    empty = reading(NOWHERE, "multicluster")
+    assert empty.options.multicluster == () and not empty.settings.imports
+    zonal = reading(NOWHERE, "zonal")
+    assert zonal.options.zonal and zonal.settings.zones
+
+
 @pytest.mark.parametrize("zone", ["in-addr.arpa", "ip6.arpa"])
 def test_a_whole_reverse_zone_alone_is_taken(zone: str) -> None:
     assert reading(zones=zone).options.zones == (name.from_text(f"{zone}."),)
@@ -249,8 +277,13 @@ COUNT = "Wrong argument count or unexpected line ending after "
         ("foo", "unknown property 'foo'"),
         ("resyncperiod 5m", "unknown property 'resyncperiod'"),
         ("namespaces a\nnamespace_labels b=c", "namespaces and namespace_labels cannot both be set"),
-        ("multicluster clusterset.local", "multicluster is not supported yet"),
-        ("zonal", "zonal is not supported yet"),
+        (
+            "multicluster a.b",
+            "is not authoritative for the multicluster zone a.b. (authoritative zones: [cluster.local. in-addr.arpa.])",
+        ),
+        ("multicluster cluster.local x..y", ""),
+        ("zonal x", f"{COUNT}'x'"),
+        ("noendpoints\nzonal", "zonal requires the endpoint cache; remove noendpoints"),
         ("manifests", f"{COUNT}'manifests'"),
         ("manifests a\nendpoint http://b", "manifests cannot be used together with endpoint or kubeconfig"),
         ("fallthrough x..y", ""),
@@ -305,6 +338,20 @@ async def test_what_is_in_none_of_its_zones_goes_on(directory: Path) -> None:
 
 async def test_without_fallthrough_what_does_not_exist_does_not_exist(directory: Path) -> None:
     assert at_once(plugin_of(directory), ask("8.8.8.8.in-addr.arpa.", message.PTR), End()).rcode == NXDOMAIN
+
+
+async def test_imports_out_of_manifests(directory: Path) -> None:
+    (directory / "imports.yaml").write_text(IMPORTS)
+    plugin = set_up(
+        Kubernetes, block(f"manifests {directory}", "multicluster set.local", zones="cluster.local set.local")
+    )
+    assert shown(at_once(plugin, ask("db.dev.svc.set.local."), End()).answer) == ["db.dev.svc.set.local. 5 A 10.9.0.1"]
+    found = at_once(plugin, ask("10-9-0-1.east.db.dev.svc.set.local."), End())
+    assert (found.rcode, found.lease.until) == (NOERROR, FOREVER)
+    assert at_once(plugin, ask("db.dev.svc.cluster.local."), End()).rcode == NXDOMAIN
+    # Who does not ask for them has none.
+    counts = cluster_of(plugin_of(directory)).index.counts()
+    assert "serviceimports" not in counts and counts["endpointslices"] == 0
 
 
 async def test_fallthrough(directory: Path) -> None:
@@ -624,6 +671,18 @@ async def test_metadata_of_names(directory: Path) -> None:
     assert plugin.metadata(ask("example.org.")) == {}
 
 
+async def test_metadata_of_zones_and_clusters(directory: Path) -> None:
+    plugin = set_up(
+        Kubernetes,
+        block(f"manifests {directory}", "multicluster set.local", "zonal", zones="cluster.local set.local"),
+    )
+    assert isinstance(plugin, Kubernetes)
+    here = read(plugin.metadata(ask("z.b.pin._zone.web.dev.svc.cluster.local.")))
+    assert (here["zone"], here["service"], here["endpoint"]) == ("z.b", "web", "") and "cluster" not in here
+    there = read(plugin.metadata(ask("e.c.web.dev.svc.set.local.")))
+    assert (there["cluster"], there["endpoint"], there["port-name"], there["zone"]) == ("c", "e", "", "")
+
+
 async def test_metadata_of_the_asker(directory: Path) -> None:
     site = new_site()
     site.plugins["metadata"] = Kubernetes.__new__(Kubernetes)
@@ -699,6 +758,25 @@ async def test_a_service_is_answered_as_soon_as_it_is_there_and_gone_when_it_is_
                 assert answers(found) == ["new.dev.svc.cluster.local. 30 IN A 10.96.0.7"]
                 api.delete("services", "new", "dev")
                 await becomes(NXDOMAIN)
+
+
+async def test_ready_says_that_there_is_no_crd_and_all_else_is_answered() -> None:
+    port, ready = free_port(), free_port()
+    async with fakeapi.FakeApi() as api:
+        api.fault(resource="serviceimports", status=404)
+        api.put("namespaces", fakeapi.namespace("dev"))
+        api.put("services", fakeapi.service("web", "dev", cluster_ip="10.96.0.7"))
+        options = f"endpoint {api.url}", "multicluster set.local", "startup_timeout 0s"
+        text = block(*options, zones="cluster.local set.local")
+        async with serving(f".:{port} {{\nready 127.0.0.1:{ready}\n{text}\n}}"):
+            async with asyncio.timeout(10):
+                while (body := (await http_get(ready, "/ready"))[1]).count("\n") > 1 or "404" not in body:
+                    await asyncio.sleep(0.01)
+            assert body.startswith("kubernetes\nkubernetes: serviceimports: list: 404")
+            here = await ask_server(port, "web.dev.svc.cluster.local.")
+            assert answers(here) == ["web.dev.svc.cluster.local. 5 IN A 10.96.0.7"]
+            assert (await ask_server(port, "gone.dev.svc.cluster.local.")).rcode() == NXDOMAIN
+            assert (await ask_server(port, "web.dev.svc.set.local.")).rcode() == SERVFAIL
 
 
 async def test_ready_names_what_is_missing() -> None:

@@ -74,6 +74,18 @@ WORLD: tuple[Object, ...] = (
 )
 
 
+ZONAL: tuple[Object, ...] = (
+    namespace("dev"),
+    service("db.dev"),
+    slice_of("db-a.dev", "10.1.0.1 h-0 - z-a", "10.1.0.2 - - Z-a", "10.1.0.3 - - z.b.example", "10.1.0.4", of="db"),
+    slice_of("db-6.dev", "fd00:1::1 - - z-a", of="db"),
+    service("void.dev"),
+    service("web.dev", "10.96.0.1"),
+    slice_of("web-a.dev", "10.1.1.1 - - z-a", of="web"),
+    service("ext.dev", externalName="www.example.org"),
+)
+
+
 @pytest.fixture(scope="module")
 def index() -> Index:
     return fill(Index(KINDS, pod_names=True), *WORLD, now=1234.5)
@@ -102,11 +114,88 @@ def names(index: Index) -> Names:
         ("_p._tcp.s.ns.pod.", Asked(b"pod", b"ns", b"s", b"", b"p", b"tcp")),
         ("x._p._tcp.s.ns.svc.", None),
         ("s.ns.what.", None),
+        ("z.pin._zone.s.ns.svc.", None),
     ],
 )
 def test_parse(qname: str, asked: Asked | None) -> None:
     zone = name.from_text(Z)
     assert parse(name.from_text(qname + Z), zone) == asked
+
+
+@pytest.mark.parametrize(
+    ("qname", "asked"),
+    [
+        ("z.pin._zone.s.ns.svc.", Asked(b"svc", b"ns", b"s", zone=b"z")),
+        ("z.Prefer._ZONE.s.ns.svc.", Asked(b"svc", b"ns", b"s", zone=b"z", prefer=True)),
+        ("a.b.example.pin._zone.s.ns.svc.", Asked(b"svc", b"ns", b"s", zone=b"a.b.example")),
+        ("a\\.b.example.pin._zone.s.ns.svc.", Asked(b"svc", b"ns", b"s", zone=b"a\\.b.example")),
+        ("pin.pin._zone.s.ns.svc.", Asked(b"svc", b"ns", b"s", zone=b"pin")),
+        ("pin._zone.s.ns.svc.", Asked(b"svc", b"ns", b"s", b"", b"pin", b"zone")),
+        ("z.what._zone.s.ns.svc.", None),
+        ("z.pin.zone.s.ns.svc.", None),
+        ("z.pin._zone.s.ns.pod.", None),
+        ("z.pin._zone.s.ns.what.", None),
+    ],
+)
+def test_parse_topology_zones(qname: str, asked: Asked | None) -> None:
+    assert parse(name.from_text(qname + Z), name.from_text(Z), zonal=True) == asked
+
+
+@pytest.mark.parametrize(
+    ("qname", "type", "lines"),
+    [
+        ("z-a.pin._zone.db.dev.svc.", "A", ["A 10.1.0.1", "A 10.1.0.2"]),
+        ("Z-A.Pin._zone.DB.dev.svc.", "AAAA", ["AAAA fd00:1::1"]),
+        ("z.b.example.pin._zone.db.dev.svc.", "A", ["A 10.1.0.3"]),
+        ("z.b.example.pin._zone.db.dev.svc.", "AAAA", ["NODATA"]),
+        ("z-a.pin._zone.db.dev.svc.", "TXT", ["NODATA"]),
+        ("z-a.pin._zone.db.dev.svc.", "CNAME", ["NODATA"]),
+        ("z.b.example.prefer._zone.db.dev.svc.", "SRV", [
+            "SRV 0 100 80 10-1-0-3.db.dev.svc.cluster.local.", "+ A 10.1.0.3",
+        ]),
+        # nobody is there
+        ("z-c.pin._zone.db.dev.svc.", "A", ["NODATA"]),
+        ("z-c.pin._zone.db.dev.svc.", "SRV", ["NODATA"]),
+        ("z-c.prefer._zone.db.dev.svc.", "A", ["A 10.1.0.1", "A 10.1.0.2", "A 10.1.0.3", "A 10.1.0.4"]),
+        ("b.example.pin._zone.db.dev.svc.", "A", ["NODATA"]),
+        ("z-a.pin._zone.void.dev.svc.", "A", ["NODATA"]),
+        ("z-a.prefer._zone.void.dev.svc.", "A", ["NODATA"]),
+        # no such name
+        ("z-a.florp._zone.db.dev.svc.", "A", ["NXDOMAIN"]),
+        ("z-a.pin._zone.web.dev.svc.", "A", ["NXDOMAIN"]),
+        ("z-a.pin._zone.ext.dev.svc.", "A", ["NXDOMAIN"]),
+        ("z-a.pin._zone.ghost.dev.svc.", "TXT", ["NXDOMAIN"]),
+        ("z-a.pin._zone.db.nons.svc.", "A", ["NXDOMAIN"]),
+        ("_http._tcp.z-a.pin._zone.db.dev.svc.", "A", ["NODATA"]),
+    ],
+)  # fmt: skip
+def test_topology_zones(qname: str, type: str, lines: list[str]) -> None:
+    names = names_of(fill(Index(KINDS, zones=True), *ZONAL), zonal=True)
+    assert said(names, qname + Z, type) == lines
+
+
+def test_what_names_of_topology_zones_stand_on() -> None:
+    index = fill(Index(KINDS, zones=True), *ZONAL)
+    names = names_of(index, zonal=True)
+    names.prove(())
+    key = b"\2db\3dev"
+    for zone in ("z-a.pin", "z-c.pin", "z-c.prefer"):
+        lease = reply_to(names, f"{zone}._zone.db.dev.svc.{Z}").lease
+        assert (lease.until, lease.facts) == (FOREVER, (b"svc/" + key, b"ns/\3dev", b"eps/" + key))
+    assert reply_to(names, f"z-a.pin._zone.web.dev.svc.{Z}").lease.denial is None
+    assert apex_of(names, f"z-a.pin._zone.ghost.dev.svc.{Z}") == "svc." + Z
+    put(index, slice_of("db-a.dev", "10.1.0.1 - - z-c", of="db"))
+    assert said(names, f"z-c.pin._zone.db.dev.svc.{Z}") == ["A 10.1.0.1"]
+
+
+def test_topology_zones_before_endpoints_are_known() -> None:
+    names = names_of(fill(Index(KINDS, zones=True), *ZONAL, kinds=("namespaces", "services")), zonal=True)
+    assert said(names, f"z-a.pin._zone.db.dev.svc.{Z}") == ["SERVFAIL"]
+    assert said(names, f"z-a.pin._zone.web.dev.svc.{Z}") == ["NXDOMAIN"]
+
+
+def test_topology_zones_of_nobody_who_wants_them(index: Index) -> None:
+    assert said(names_of(index), f"z-a.pin._zone.headless.dev.svc.{Z}") == ["NXDOMAIN"]
 
 
 @pytest.mark.parametrize(

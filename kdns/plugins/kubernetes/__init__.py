@@ -23,6 +23,9 @@ Which objects, and which names:
 
 - ``namespaces NS…``, ``namespace_labels SELECTOR``: only these namespaces; ``labels SELECTOR``: only these Services,
   EndpointSlices and Pods
+- ``multicluster ZONES…``: ZONES, which are among those above, are about ServiceImports (see
+  `kdns.cluster.clusterset`)
+- ``zonal``: headless Services have names for their endpoints in a topology zone
 - ``noendpoints``: no EndpointSlices, hence no headless Services and no names of endpoints
 - ``endpoint_pod_names``: an endpoint without a hostname is named after its Pod
 - ``pods disabled|insecure|verified`` (disabled): names of Pods like ``10-1-2-3.NS.pod.ZONE``: none, whatever is asked,
@@ -32,8 +35,8 @@ Which objects, and which names:
 - ``fallthrough [ZONES…]``: names that do not exist (in ZONES) are left to the plugins below
 
 Labels for ``metadata``: ``kubernetes/`` ``port-name``, ``protocol``, ``endpoint``, ``service``, ``namespace``, ``kind``
-(``svc`` or ``pod``), ``parse-error``; with ``pods verified`` ``client-namespace``, ``client-pod-name``,
-``client-label/KEY``.
+(``svc`` or ``pod``), ``parse-error``; in a zone of ``multicluster`` ``cluster``; with ``zonal`` ``zone``; with ``pods
+verified`` ``client-namespace``, ``client-pod-name``, ``client-label/KEY``.
 
 Metrics: ``coredns_kubernetes_dns_programming_duration_seconds{service_kind}``: from the cause of a change of endpoints
 to the answers; ``kdns_kubernetes_snapshot_in_use{resource}``: 1 while answers come from a snapshot; those of
@@ -50,7 +53,7 @@ from msgspec.structs import astuple
 
 from kdns import interfaces, limits
 from kdns.cluster.cluster import Cluster
-from kdns.cluster.names import Asked, Chase, Names, parse
+from kdns.cluster.names import Asked, Chase, Names
 from kdns.cluster.objects import pod_labels
 from kdns.cluster.replies import stale
 from kdns.corefile import Directive, only
@@ -87,6 +90,7 @@ class Kubernetes(Plugin):
         self._fall = reading.fall
         self._timeout = reading.timeout
         self._verified = reading.settings.pods
+        self._zonal = reading.options.zonal
         self._waiting: asyncio.Task[None] | None = None
 
     @classmethod
@@ -200,14 +204,14 @@ class Kubernetes(Plugin):
     def metadata(self, query: Query) -> dict[str, Callable[[], str]]:
         """What the name means, and who asks."""
         labels = self._client(query) if self._verified else {}
-        zone = self._names.zone(query.name)
-        if zone is None:
+        read = self._names.read(query.name)
+        if read is None:
             return labels
-        asked = parse(query.name, zone)
+        asked, imports = read
         if asked is None:
             labels["kubernetes/parse-error"] = lambda: "invalid query name"
         else:
-            labels |= _meaning(asked)
+            labels |= _meaning(asked, imports, self._zonal)
         return labels
 
     def _client(self, query: Query) -> dict[str, Callable[[], str]]:
@@ -246,7 +250,7 @@ def _snapshot(reading: Reading, cluster: Cluster, site: Site) -> Snapshot | None
     return snapshot
 
 
-def _meaning(asked: Asked) -> dict[str, Callable[[], str]]:
+def _meaning(asked: Asked, imports: bool, zonal: bool) -> dict[str, Callable[[], str]]:
     values = {
         "port-name": asked.port,
         "protocol": asked.protocol,
@@ -255,6 +259,10 @@ def _meaning(asked: Asked) -> dict[str, Callable[[], str]]:
         "namespace": asked.namespace,
         "kind": asked.kind,
     }
+    if imports:
+        values["cluster"] = asked.cluster
+    if zonal:
+        values["zone"] = asked.zone
     return {
         f"kubernetes/{label}": _constant(value.decode("ascii", "backslashreplace")) for label, value in values.items()
     }

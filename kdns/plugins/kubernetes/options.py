@@ -13,7 +13,7 @@ from kdns.cluster import names, selectors
 from kdns.cluster.cluster import Settings
 from kdns.cluster.names import Options
 from kdns.corefile import Directive
-from kdns.name import IN_ADDR_ARPA, IP6_ARPA, ROOT, Name, from_labels
+from kdns.name import IN_ADDR_ARPA, IP6_ARPA, ROOT, Name, from_labels, to_text
 from kdns.plugin import Site
 from kdns.values import BadValue, duration
 
@@ -66,6 +66,14 @@ class Reading:
             raise last.error("manifests cannot be used together with endpoint or kubeconfig")
         if settings.manifests and self.snapshot:
             raise last.error("manifests need no snapshot: they are files themselves")
+        for zone in self.options.multicluster:
+            if zone not in self.options.zones:
+                known = " ".join(map(to_text, self.options.zones))
+                raise last.error(
+                    f"is not authoritative for the multicluster zone {to_text(zone)} (authoritative zones: [{known}])"
+                )
+        if self.options.zonal and not settings.endpoints:
+            raise last.error("zonal requires the endpoint cache; remove noendpoints")
 
     def _name(self, **changes: Any) -> None:
         self.options = replace(self.options, **changes)
@@ -173,8 +181,15 @@ class Reading:
                 raise option.error(f"unable to parse ignore value: '{option.args[0]}'")
             self._name(ignore_empty=True)
 
-    def _later(self, option: Directive) -> None:
-        raise option.error(f"{option.name} is not supported yet")
+    def _multicluster(self, option: Directive) -> None:
+        zones = option.zones(option.args, ())
+        self._name(multicluster=zones)
+        self._from(imports=bool(zones))
+
+    def _zonal(self, option: Directive) -> None:
+        option.exactly(0)
+        self._name(zonal=True)
+        self._from(zones=True)
 
 
 _READERS: Final[dict[str, Callable[[Reading, Directive], None]]] = {
@@ -188,7 +203,7 @@ _READERS: Final[dict[str, Callable[[Reading, Directive], None]]] = {
     "kubeconfig": Reading._kubeconfig,
     "labels": Reading._labels,
     "manifests": Reading._manifests,
-    "multicluster": Reading._later,
+    "multicluster": Reading._multicluster,
     "namespace_labels": Reading._namespace_labels,
     "namespaces": Reading._namespaces,
     "noendpoints": Reading._noendpoints,
@@ -197,7 +212,7 @@ _READERS: Final[dict[str, Callable[[Reading, Directive], None]]] = {
     "startup_timeout": Reading._timeout,
     "tls": Reading._tls,
     "ttl": Reading._ttl,
-    "zonal": Reading._later,
+    "zonal": Reading._zonal,
 }
 
 
