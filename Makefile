@@ -44,7 +44,7 @@ fuzz-native: FOR ?= 60
 fuzz-native:  ## the packet cache's C under libFuzzer, ASan and UBSan, for FOR seconds; needs clang
 	@mkdir -p build/fuzz/corpus
 	clang -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -DKD_FIRST_BUCKETS=2 -Ikdns/native \
-	    tests/native/fuzz_table.c kdns/native/table.c kdns/native/names.c -lm -o build/fuzz/table
+	    tests/native/fuzz_table.c $(addprefix kdns/native/,table.c question.c plan.c names.c) -lm -o build/fuzz/table
 	build/fuzz/table -max_total_time=$(FOR) -max_len=4096 -artifact_prefix=build/fuzz/ build/fuzz/corpus
 
 sanitized: $(VENV)/dev  ## the tests of the compiled twins with ASan and UBSan in them; needs gcc
