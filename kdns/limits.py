@@ -153,6 +153,14 @@ API_RETRY_AFTER: Final = 300
 API_CREDENTIALS: Final = 2**20
 """One token, certificate or key file, and what the child process says about a kubeconfig."""
 
+# --- audits (a round that reaches one of these ends early: kdns_kubernetes_audits_total{result="overtaken"}) ----------
+AUDIT_DOUBTS: Final = 4096
+"""Differences noted in one round; it may be that their events are under way."""
+AUDIT_DELETED: Final = 50_000
+"""Deletions remembered during one round (9 octets each; they are forgotten in 15 ms)."""
+AUDIT_TIME: Final = 900.0
+"""All pages of one kind; 1,000,000 objects at two pages of 500 a second take longer, 150,000 three minutes."""
+
 # --- manifests (an edit that goes beyond is refused: kdns_manifests_refused_total) -----------------------------------
 MANIFEST_FILES: Final = 10_000
 """Files below a ``manifests`` directory."""

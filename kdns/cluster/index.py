@@ -23,7 +23,7 @@ nothing, whatever a ``kubernetes`` directive may hide of the rest.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from itertools import repeat
 from typing import Any, Generic, TypeVar
 
@@ -159,6 +159,11 @@ class _Shelf:
         """The object's place."""
         return b"%b/%b" % (namespace, name)
 
+    def whose(self, key: bytes) -> tuple[bytes, bytes]:
+        """The namespace and the name to which a place belongs."""
+        namespace, _, name = key.partition(b"/")
+        return namespace, name
+
     def places(self) -> Collection[bytes]:
         """All places that are taken."""
         raise NotImplementedError
@@ -183,6 +188,9 @@ class _Namespaces(_Shelf):
 
     def key(self, namespace: bytes, name: bytes) -> bytes:
         return b"%c%b" % (len(name), name) if len(name) < 64 else b""
+
+    def whose(self, key: bytes) -> tuple[bytes, bytes]:
+        return b"", key[1:]
 
     def places(self) -> Collection[bytes]:
         return self._known
@@ -234,6 +242,9 @@ class _Services(_Shelf):
 
     def key(self, namespace: bytes, name: bytes) -> bytes:
         return entry_key(name, namespace)
+
+    def whose(self, key: bytes) -> tuple[bytes, bytes]:
+        return key[2 + key[0] :], key[1 : 1 + key[0]]
 
     def places(self) -> Collection[bytes]:
         return [entry.key for entry in self._entries.by_key.values() if entry.service is not None]
@@ -440,6 +451,11 @@ class Index:
     def counts(self) -> dict[str, int]:
         """How many objects of each kind are known."""
         return {kind: len(shelf.places()) for kind, shelf in self._shelves.items()}
+
+    def names(self, kind: str) -> Iterator[tuple[bytes, bytes]]:
+        """Namespace and name of each object of a kind that is known at this moment, whatever changes meanwhile."""
+        shelf = self._shelves[kind]
+        return map(shelf.whose, list(shelf.places()))
 
     def _apply(self, event: Event) -> set[Fact]:
         shelf = self._shelves[event.kind]
