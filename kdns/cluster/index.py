@@ -429,7 +429,7 @@ class Index:
         """
         facts = self._apply(event)
         if facts:
-            self.serial = int(now)
+            self.serial = max(self.serial, int(now))  # also when the clock is put back (RFC 1982)
         return facts
 
     def synced(self, kind: str) -> bool:

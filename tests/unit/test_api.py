@@ -193,6 +193,25 @@ async def test_a_server_that_hangs(world):
     assert await world.knows("a", "b", "c") < 1
 
 
+async def test_a_watch_whose_packets_vanish(world):
+    """The figure is 15 s; new connections are as good as ever."""
+    before = http.VANISHED
+    world.api.half_open()
+    world.api.put("services", service("c"))
+    assert await world.knows("a", "b", "c") < before + 1.5
+    assert world.counted("kdns_kubernetes_relists_total") == 0 and not world.store.gone
+
+
+async def test_a_host_that_cannot_be_reached(world):
+    world.api.blackhole()
+    await world.until(lambda: world.source.trouble["services"])
+    world.api.put("services", service("c"))
+    await asyncio.sleep(1)
+    await world.api.accept()
+    assert await world.knows("a", "b", "c") < http.CONNECT + 1
+    assert world.counted("kdns_kubernetes_relists_total") == 0
+
+
 async def test_a_watch_that_falls_silent_while_its_connection_lives(api, monkeypatch):
     monkeypatch.setattr(watches, "MUTE", (2.5, 0.2))
     api.bookmark = 0.02
