@@ -186,6 +186,8 @@ class _Follower:
             self.wake()
             raise
         self._note(event, version)
+        if self._ledger is not None and version and isinstance(event, Delete):  # of no use to the index, but there
+            self._ledger.note(event.namespace, event.name, version)
 
     def wake(self) -> None:
         """The watch's deadline has changed."""
