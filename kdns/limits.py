@@ -159,6 +159,14 @@ SNAPSHOT_FILE: Final = 128 * 2**20
 SNAPSHOT_TIME: Final = 5.0
 """Reading it for its checksum; a disk that takes longer is not waited for."""
 
+# --- audits (a round that reaches one of these ends early: kdns_kubernetes_audits_total{result="overtaken"}) ----------
+AUDIT_DOUBTS: Final = 4096
+"""Differences noted in one round; it may be that their events are under way."""
+AUDIT_DELETED: Final = 50_000
+"""Deletions remembered during one round (9 octets each; they are forgotten in 15 ms)."""
+AUDIT_TIME: Final = 900.0
+"""All pages of one kind; 1,000,000 objects at two pages of 500 a second take longer, 150,000 three minutes."""
+
 # --- manifests (an edit that goes beyond is refused: kdns_manifests_refused_total) -----------------------------------
 MANIFEST_FILES: Final = 10_000
 """Files below a ``manifests`` directory."""

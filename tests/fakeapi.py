@@ -12,12 +12,15 @@ It runs in the loop of its caller; ``tls=DIRECTORY`` gives it a certificate ther
 plain dicts as ``kubectl get -o json`` shows them; what an API server fills in (version, kind, uid, resourceVersion,
 namespace ``default``) is filled in.  One counter gives resource versions to all kinds, as etcd does.
 
-What it can do: lists with ``limit`` and ``continue`` (consistent: pages of one list are of one version), label, field
-selectors (``metadata.name``, ``metadata.namespace``, ``status.phase``), watches with ``resourceVersion``,
-``timeoutSeconds``, bookmarks and ``sendInitialEvents``, a window of history beyond which a watch is answered 410, and
-bearer tokens.  The real CoreDNS syncs from it (``kubernetes cluster.local { endpoint http://127.0.0.1:PORT }``).
+What it can do: lists with ``limit`` and ``continue`` (consistent: pages of one list are of one version), with
+``resourceVersion`` (a version of the future is refused), label, field selectors (``metadata.name``,
+``metadata.namespace``, ``status.phase``), watches with ``resourceVersion``, ``timeoutSeconds``, bookmarks and
+``sendInitialEvents``, a window of history beyond which a watch is answered 410, metadata alone
+(``PartialObjectMetadataList``), and bearer tokens.  The real CoreDNS syncs from it (``kubernetes { endpoint URL }``).
 
-Faults: see `Fault`, `FakeApi.fault` and the methods below it.
+Faults: see `Fault`, `FakeApi.fault` and the methods below it: killed (`refuse`), unreachable (`blackhole`), connections
+that break without a word (`half_open`), watches that say nothing (`freeze`), a lost history (`forget_history`), etcd
+restored (`rewind`), events lost, doubled and out of order (`Mischief`), other certificates (`new_certificate`).
 """
 
 from __future__ import annotations
@@ -31,270 +34,39 @@ import re
 import ssl
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 from tests.certificates import make_certificate
-
-Object = dict[str, Any]
-
-RESOURCES: dict[str, tuple[str, str]] = {
-    "namespaces": ("v1", "Namespace"),
-    "services": ("v1", "Service"),
-    "pods": ("v1", "Pod"),
-    "nodes": ("v1", "Node"),
-    "endpointslices": ("discovery.k8s.io/v1", "EndpointSlice"),
-    "serviceimports": ("multicluster.x-k8s.io/v1alpha1", "ServiceImport"),
-}
-"""Plural → (apiVersion, kind)."""
-CLUSTER_WIDE = ("namespaces", "nodes")
-
-
-# --- objects ---------------------------------------------------------------------------------------------------------
-
-
-def namespace(name: str, labels: dict[str, str] | None = None) -> Object:
-    return {"metadata": {"name": name, "labels": labels or {}}}
-
-
-def service(
-    name: str,
-    namespace: str = "default",
-    *,
-    cluster_ip: str | list[str] = "None",
-    ports: Iterable[tuple[str, int] | tuple[str, int, str]] = (("http", 80),),
-    labels: dict[str, str] | None = None,
-    external_name: str = "",
-) -> Object:
-    """A Service; ``cluster_ip`` "None" makes it headless, ``external_name`` makes it an alias."""
-    meta = {"name": name, "namespace": namespace, "labels": labels or {}}
-    if external_name:
-        return {"metadata": meta, "spec": {"type": "ExternalName", "externalName": external_name}}
-    ips = [cluster_ip] if isinstance(cluster_ip, str) else cluster_ip
-    spec = {"type": "ClusterIP", "clusterIP": ips[0], "clusterIPs": ips, "ports": [_port(*port) for port in ports]}
-    return {"metadata": meta, "spec": spec}
-
-
-def _port(name: str, number: int, protocol: str = "TCP") -> Object:
-    return {"name": name, "port": number, "protocol": protocol}
-
-
-def endpointslice(
-    service: str,
-    addresses: Iterable[str | tuple[str, str]],
-    namespace: str = "default",
-    *,
-    name: str = "",
-    ports: Iterable[tuple[str, int] | tuple[str, int, str]] = (("http", 80),),
-    labels: dict[str, str] | None = None,
-    ready: bool = True,
-) -> Object:
-    """A slice of a Service; each address alone or with its hostname."""
-    pairs = [(address, "") if isinstance(address, str) else address for address in addresses]
-    endpoints = [
-        {"addresses": [address], "conditions": {"ready": ready}} | ({"hostname": hostname} if hostname else {})
-        for address, hostname in pairs
-    ]
-    return {
-        "metadata": {
-            "name": name or f"{service}-1",
-            "namespace": namespace,
-            "labels": {"kubernetes.io/service-name": service} | (labels or {}),
-        },
-        "addressType": "IPv6" if pairs and ":" in pairs[0][0] else "IPv4",
-        "endpoints": endpoints,
-        "ports": [_port(*port) for port in ports],
-    }
-
-
-def pod(name: str, ip: str, namespace: str = "default", *, phase: str = "Running", **meta: Any) -> Object:
-    return {
-        "metadata": {"name": name, "namespace": namespace} | meta,
-        "status": {"phase": phase, "podIP": ip, "podIPs": [{"ip": ip}]},
-    }
-
-
-# --- selectors -------------------------------------------------------------------------------------------------------
-
-_TERM = re.compile(
-    r"\s*(?P<absent>!)?\s*(?P<key>[A-Za-z0-9_./-]+)\s*"
-    r"(?:(?P<op>==|!=|=)\s*(?P<value>[A-Za-z0-9_.-]*)|(?P<set>in|notin)\s*\((?P<values>[^)]*)\))?\s*(?:,|$)"
+from tests.fakefaults import Fault, Mischief
+from tests.fakehttp import Answer, Gone, Request, deafen, read_request, undeafen
+from tests.fakeobjects import (
+    CLUSTER_WIDE,
+    RESOURCES,
+    Object,
+    Refusal,
+    endpointslice,
+    matches_fields,
+    matches_labels,
+    namespace,
+    pod,
+    service,
 )
+from tests.fakestore import METADATA_LIST, Change, Store, Watcher, bare, bookmark_line, event_line, lines_of
 
-
-def matches_labels(selector: str, labels: dict[str, str]) -> bool:
-    at = 0
-    while at < len(selector):
-        term = _TERM.match(selector, at)
-        if term is None:
-            raise Refusal(400, "BadRequest", f"unable to parse requirement: {selector}")
-        at = term.end()
-        found = labels.get(term["key"])
-        if term["set"]:
-            inside = found in [value.strip() for value in term["values"].split(",")]
-            fits = inside if term["set"] == "in" else not inside
-        elif term["op"]:
-            fits = (found == term["value"]) != (term["op"] == "!=")
-        else:
-            fits = (found is None) == bool(term["absent"])
-        if not fits:
-            return False
-    return True
-
-
-def matches_fields(selector: str, item: Object) -> bool:
-    known = {
-        "metadata.name": item["metadata"]["name"],
-        "metadata.namespace": item["metadata"].get("namespace", ""),
-        "status.phase": item.get("status", {}).get("phase", ""),
-    }
-    for term in filter(None, selector.split(",")):
-        key, equal, value = re.split(r"(==|!=|=)", term, maxsplit=1)
-        if key not in known:
-            raise Refusal(400, "BadRequest", f"field label not supported: {key}")
-        if (known[key] == value) == (equal == "!="):
-            return False
-    return True
-
-
-# --- requests, refusals, faults --------------------------------------------------------------------------------------
-
-
-@dataclass
-class Request:
-    """What was asked."""
-
-    method: str
-    path: str
-    query: dict[str, str]
-    headers: dict[str, str]
-    resource: str = ""
-    """Plural; empty: none that the server knows."""
-    namespace: str = ""
-    time: float = 0.0
-
-    @property
-    def verb(self) -> str:
-        """``list``, ``watch`` or ``get``."""
-        if not self.resource:
-            return "get"
-        return "watch" if self.query.get("watch") in ("true", "1") else "list"
-
-
-class Refusal(Exception):
-    """An answer that is a Status object."""
-
-    def __init__(self, code: int, reason: str, message: str, retry_after: int = 0) -> None:
-        super().__init__(message)
-        self.code, self.retry_after = code, retry_after
-        details = {"retryAfterSeconds": retry_after} if retry_after else {}
-        self.status = {
-            "kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
-            "reason": reason, "message": message, "code": code, "details": details,
-        }  # fmt: skip
-
-
-@dataclass
-class Fault:
-    """What goes wrong with the requests that it is for."""
-
-    resource: str | None = None
-    """None: all."""
-    verb: str | None = None
-    """``list``, ``watch``, ``get``; None: all."""
-    times: int | None = None
-    """For so many requests; None: until it is taken away."""
-    status: int = 0
-    """Answer this HTTP status."""
-    retry_after: int = 0
-    """Seconds, as header and in the Status object."""
-    body: bytes | None = None
-    """Answer 200 with this body instead of the true one (for a watch: these lines, then the end)."""
-    prefix: bytes = b""
-    """Say this before the true answer's body: a line of garbage, say."""
-    delay: float = 0.0
-    """Answer so many seconds late."""
-    stall: bool = False
-    """Never answer, and keep the connection."""
-    truncate: int | None = None
-    """Hang up after so many octets of the body."""
-    endless: bool = False
-    """Answer 200 and then one line without end."""
-    reset: bool = False
-    """Hang up without an answer."""
-    raw: bytes | None = None
-    """Send these octets instead of an HTTP answer, and hang up."""
-    event: Object | None = None
-    """For a watch: answer 200 and this one event, then end."""
-    hits: int = 0
-    """How many requests it has met."""
-
-    def fits(self, request: Request) -> bool:
-        return (
-            self.times != 0
-            and self.resource in (None, request.resource)
-            and self.verb in (None, request.verb)
-        )  # fmt: skip
-
-
-class _Gone(Exception):
-    """The connection is to be dropped without a word."""
-
-
-@dataclass
-class _Change:
-    """One step of history."""
-
-    version: int
-    type: str
-    item: Object
-    before: Object | None
-
-
-@dataclass(eq=False)
-class _Watcher:
-    """One open watch."""
-
-    selects: Callable[[Object], bool]
-    lines: deque[bytes] = field(default_factory=deque)
-    news: asyncio.Event = field(default_factory=asyncio.Event)
-    gone: bool = False
-
-    def tell(self, lines: Iterable[bytes]) -> None:
-        self.lines.extend(lines)
-        self.news.set()
-
-    async def notice_end(self, reader: asyncio.StreamReader) -> None:
-        """Wait until the client hangs up."""
-        with contextlib.suppress(OSError):
-            await reader.read(1)
-        self.gone = True
-        self.news.set()
-
-
-class _Store:
-    """The objects of one kind, and how they came to be."""
-
-    def __init__(self, resource: str, window: int) -> None:
-        self.resource = resource
-        self.version, self.kind = RESOURCES[resource]
-        self.items: dict[tuple[str, str], Object] = {}
-        self.history: deque[_Change] = deque(maxlen=window)
-        self.forgotten = 0
-        """Changes up to this version are not in the history."""
-        self.watchers: set[_Watcher] = set()
-        self.snapshots: dict[int, list[Object]] = {}
-        """What lists that are still being paged saw, by version."""
-
-    def key(self, item: Object) -> tuple[str, str]:
-        return item["metadata"].get("namespace", ""), item["metadata"]["name"]
-
-    def record(self, change: _Change) -> None:
-        if len(self.history) == self.history.maxlen:
-            self.forgotten = self.history[0].version
-        self.history.append(change)
+__all__ = [  # with the builders of objects: most who need a server need them, too
+    "FakeApi",
+    "Fault",
+    "Mischief",
+    "Object",
+    "Refusal",
+    "endpointslice",
+    "matches_fields",
+    "matches_labels",
+    "namespace",
+    "pod",
+    "service",
+]
 
 
 # --- the server ------------------------------------------------------------------------------------------------------
@@ -311,11 +83,13 @@ class FakeApi:
         bookmark: float = 60.0,
         watchlist: bool = True,
         tokens: dict[str, Iterable[str] | None] | None = None,
+        host: str = "127.0.0.1",
     ) -> None:
         """``window``: changes of a kind that a watch may go back; ``bookmark``: seconds between bookmarks;
         ``watchlist``: knows ``sendInitialEvents``; ``tokens``: token → resources that it may read (None: all);
         no dict at all lets everyone read everything."""
         self.tokens = tokens
+        self.host = host
         self.bookmark = bookmark
         self.watchlist = watchlist
         self.end_bookmark = True
@@ -328,11 +102,12 @@ class FakeApi:
         self.port = 0
         self.ca_file = ""
         self._rv = 1
-        self._stores = {resource: _Store(resource, window) for resource in RESOURCES}
+        self._stores = {resource: Store(resource, window) for resource in RESOURCES}
         self._faults: list[Fault] = []
         self._server: asyncio.Server | None = None
         self._connections: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
         self._frozen = False
+        self._unreachable = False
         self._tls = tls
         self._context: ssl.SSLContext | None = None
         if tls:
@@ -344,12 +119,13 @@ class FakeApi:
 
     @property
     def url(self) -> str:
-        return f"{'https' if self._tls else 'http'}://127.0.0.1:{self.port}"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{'https' if self._tls else 'http'}://{host}:{self.port}"
 
     async def start(self, port: int = 0) -> FakeApi:
-        """Listen on 127.0.0.1, on a free port unless one is given."""
+        """Listen, on a free port unless one is given."""
         self._server = await asyncio.start_server(
-            self._accepted, "127.0.0.1", port or self.port, ssl=self._context, limit=2**16
+            self._accepted, self.host, port or self.port, ssl=self._context, limit=2**16
         )
         self.port = self._server.sockets[0].getsockname()[1]
         return self
@@ -396,7 +172,7 @@ class FakeApi:
         meta.setdefault("creationTimestamp", "2026-01-01T00:00:00Z")
         item = {"kind": store.kind, "apiVersion": store.version} | item
         store.items[store.key(item)] = item
-        self._changed(store, _Change(self._rv, "MODIFIED" if before else "ADDED", item, before))
+        self._changed(store, Change(self._rv, "MODIFIED" if before else "ADDED", item, before))
         return json.loads(json.dumps(item))
 
     def delete(self, resource: str, name: str, namespace: str = "default") -> None:
@@ -405,15 +181,15 @@ class FakeApi:
         before = store.items.pop(("" if resource in CLUSTER_WIDE else namespace, name))
         self._rv += 1
         item = before | {"metadata": before["metadata"] | {"resourceVersion": str(self._rv)}}
-        self._changed(store, _Change(self._rv, "DELETED", item, before))
+        self._changed(store, Change(self._rv, "DELETED", item, before))
 
     def get(self, resource: str, name: str, namespace: str = "default") -> Object | None:
         return self._stores[resource].items.get(("" if resource in CLUSTER_WIDE else namespace, name))
 
-    def _changed(self, store: _Store, change: _Change) -> None:
+    def _changed(self, store: Store, change: Change) -> None:
         store.record(change)
         for watcher in store.watchers:
-            lines = _lines_of(change, watcher.selects)
+            lines = lines_of(change, watcher.selects)
             if lines and not self._frozen:
                 watcher.tell(self.filter(store.resource, lines))
 
@@ -437,8 +213,32 @@ class FakeApi:
         await self.cut()
 
     async def accept(self) -> None:
-        """Listen again, on the same port."""
-        await self.start()
+        """Listen again, on the same port; after `blackhole`: on the same socket."""
+        if self._server is None:
+            await self.start()
+        elif self._unreachable:
+            for sock in self._server.sockets:
+                undeafen(sock)
+        self._unreachable = False
+
+    def half_open(self) -> None:
+        """Nothing comes through any more on the connections that there are, either way, and nobody is told.
+
+        New connections are as good as ever: a router on the old way has died.
+        """
+        for writer in self._connections.values():
+            deafen(writer.get_extra_info("socket"))
+        for store in self._stores.values():
+            for watcher in store.watchers:
+                watcher.cut_off = True
+
+    def blackhole(self) -> None:
+        """`half_open`, and packets for new connections vanish, too: the host is unreachable.  `accept` ends it."""
+        assert self._server is not None
+        self.half_open()
+        self._unreachable = True
+        for sock in self._server.sockets:
+            deafen(sock)
 
     async def cut(self) -> None:
         """Cut all connections, without a word."""
@@ -502,9 +302,9 @@ class FakeApi:
         assert task is not None
         self._connections[task] = writer
         try:
-            while (request := await _read_request(reader)) is not None:
+            while (request := await read_request(reader)) is not None:
                 await self._answer(request, reader, writer)
-        except (_Gone, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.CancelledError):
+        except (Gone, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError, asyncio.CancelledError):
             pass
         finally:
             del self._connections[task]
@@ -514,7 +314,7 @@ class FakeApi:
         request.time = asyncio.get_running_loop().time()
         self._route(request)
         self.requests.append(request)
-        answer = _Answer(writer)
+        answer = Answer(writer)
         fault = next((fault for fault in reversed(self._faults) if fault.fits(request)), None)
         try:
             if fault is not None:
@@ -533,19 +333,19 @@ class FakeApi:
         except Refusal as refusal:
             await answer.whole(refusal.code, refusal.status, refusal.retry_after)
 
-    async def _go_wrong(self, fault: Fault, answer: _Answer, reader: asyncio.StreamReader) -> bool:
+    async def _go_wrong(self, fault: Fault, answer: Answer, reader: asyncio.StreamReader) -> bool:
         """Do what the fault wants; whether that was all."""
         if fault.delay:
             await asyncio.sleep(fault.delay)
         if fault.reset:
-            raise _Gone
+            raise Gone
         if fault.stall:
             await reader.read()
-            raise _Gone
+            raise Gone
         if fault.raw is not None:
             answer.writer.write(fault.raw)
             await answer.writer.drain()
-            raise _Gone
+            raise Gone
         if fault.status:
             raise Refusal(fault.status, "", f"as the test wants it: {fault.status}", fault.retry_after)
         if fault.endless:
@@ -560,7 +360,7 @@ class FakeApi:
         if fault.body is not None:
             await answer.whole(200, fault.body)
             return True
-        answer.prefix, answer.left = fault.prefix, fault.truncate
+        answer.prefix, answer.left, answer.rate = fault.prefix, fault.truncate, fault.rate
         return False
 
     def _route(self, request: Request) -> None:
@@ -602,6 +402,7 @@ class FakeApi:
         token = request.query.get("continue", "")
         version, start = (int(part) for part in base64.b64decode(token).split(b".")) if token else (self._rv, 0)
         if not token:
+            self._check_version(request)
             selects = self._selects(request)
             seen = [item for _, item in sorted(store.items.items()) if selects(item)]
         elif version in store.snapshots:
@@ -616,8 +417,22 @@ class FakeApi:
                 del store.snapshots[old]
             meta["continue"] = base64.b64encode(b"%d.%d" % (version, start + len(page))).decode()
             meta["remainingItemCount"] = len(seen) - start - len(page)
-        bare = [{key: value for key, value in item.items() if key not in ("kind", "apiVersion")} for item in page]
-        return {"kind": store.kind + "List", "apiVersion": store.version, "metadata": meta, "items": bare}
+        if request.bare:
+            return METADATA_LIST | {"metadata": meta, "items": [bare(item) for item in page]}
+        plain = [{key: value for key, value in item.items() if key not in ("kind", "apiVersion")} for item in page]
+        return {"kind": store.kind + "List", "apiVersion": store.version, "metadata": meta, "items": plain}
+
+    def _check_version(self, request: Request) -> None:
+        """Refuse a list that is to be no older than a version that has not been, or of exactly another than this."""
+        asked = request.query.get("resourceVersion", "")
+        if not asked or asked == "0":
+            return
+        if not asked.isdecimal():
+            raise Refusal(400, "BadRequest", f"invalid resource version {asked!r}")
+        if int(asked) > self._rv:
+            raise Refusal(504, "Timeout", f"Too large resource version: {asked}, current: {self._rv}", 1)
+        if request.query.get("resourceVersionMatch") == "Exact" and int(asked) != self._rv:
+            raise _too_old(int(asked), self._rv)
 
     def forget_pages(self) -> None:
         """Every ``continue`` token that is out is answered 410."""
@@ -626,9 +441,9 @@ class FakeApi:
 
     # --- watches
 
-    async def _watch(self, request: Request, answer: _Answer, reader: asyncio.StreamReader) -> None:
+    async def _watch(self, request: Request, answer: Answer, reader: asyncio.StreamReader) -> None:
         store = self._stores[request.resource]
-        watcher = _Watcher(self._selects(request))
+        watcher = Watcher(self._selects(request), bare=request.bare)
         watcher.tell(self._first_lines(request, store, watcher.selects))
         timeout = float(request.query.get("timeoutSeconds") or random.uniform(1800, 3600))
         bookmarks = request.query.get("allowWatchBookmarks") in ("true", "1")
@@ -643,7 +458,7 @@ class FakeApi:
             listener.cancel()
             await asyncio.gather(listener, return_exceptions=True)
 
-    async def _stream(self, store: _Store, watcher: _Watcher, answer: _Answer, timeout: float, bookmarks: bool) -> None:
+    async def _stream(self, store: Store, watcher: Watcher, answer: Answer, timeout: float, bookmarks: bool) -> None:
         loop = asyncio.get_running_loop()
         end, bookmark_at = loop.time() + timeout, loop.time() + self.bookmark
         while loop.time() < end:
@@ -653,7 +468,9 @@ class FakeApi:
                     return
                 await answer.chunk(line)
             if watcher.gone:
-                raise _Gone
+                raise Gone
+            if watcher.cut_off:
+                await asyncio.Event().wait()  # until the connection is cut
             watcher.news.clear()
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout_at(min(end, bookmark_at) if bookmarks else end):
@@ -661,9 +478,9 @@ class FakeApi:
             if bookmarks and loop.time() >= bookmark_at:
                 bookmark_at += self.bookmark
                 if not self._frozen:
-                    watcher.tell([_bookmark(store, self._rv)])
+                    watcher.tell([bookmark_line(store, self._rv)])
 
-    def _first_lines(self, request: Request, store: _Store, selects: Callable[[Object], bool]) -> list[bytes]:
+    def _first_lines(self, request: Request, store: Store, selects: Callable[[Object], bool]) -> list[bytes]:
         """What a watch begins with: everything, what has happened since its version, or an ERROR event."""
         asked = request.query.get("resourceVersion", "")
         if request.query.get("sendInitialEvents") == "true":
@@ -671,7 +488,7 @@ class FakeApi:
                 text = "sendInitialEvents is forbidden for watch unless the WatchList feature gate is enabled"
                 raise Refusal(422, "Invalid", text)
             lines = self._all_lines(store, selects)
-            return [*lines, _bookmark(store, self._rv, ends=True)] if self.end_bookmark else lines
+            return [*lines, bookmark_line(store, self._rv, ends=True)] if self.end_bookmark else lines
         if asked in ("", "0"):
             return self._all_lines(store, selects)
         if not asked.isdecimal():
@@ -680,39 +497,19 @@ class FakeApi:
         if version > self._rv:
             return self._from_the_future(version)
         if version < store.forgotten:
-            return [_event("ERROR", _too_old(version, store.forgotten).status)]
-        return [line for change in store.history if change.version > version for line in _lines_of(change, selects)]
+            return [event_line("ERROR", _too_old(version, store.forgotten).status)]
+        return [line for change in store.history if change.version > version for line in lines_of(change, selects)]
 
     def _from_the_future(self, version: int) -> list[bytes]:
         if self.future == "gone":
             raise _too_old(version, self._rv)
         if self.future == "error":
             text = f"Too large resource version: {version}, current: {self._rv}"
-            return [_event("ERROR", Refusal(504, "Timeout", text, 1).status)]
+            return [event_line("ERROR", Refusal(504, "Timeout", text, 1).status)]
         return []
 
-    def _all_lines(self, store: _Store, selects: Callable[[Object], bool]) -> list[bytes]:
-        return [_event("ADDED", item) for _, item in sorted(store.items.items()) if selects(item)]
-
-
-def _event(type: str, item: Object) -> bytes:
-    return json.dumps({"type": type, "object": item}, separators=(",", ":")).encode() + b"\n"
-
-
-def _bookmark(store: _Store, version: int, ends: bool = False) -> bytes:
-    meta: Object = {"resourceVersion": str(version), "creationTimestamp": None}
-    if ends:
-        meta["annotations"] = {"k8s.io/initial-events-end": "true"}
-    return _event("BOOKMARK", {"kind": store.kind, "apiVersion": store.version, "metadata": meta})
-
-
-def _lines_of(change: _Change, selects: Callable[[Object], bool]) -> list[bytes]:
-    """The line in which a watcher hears of a change: an object may come into its selection or leave it."""
-    was = change.before is not None and selects(change.before)
-    fits = change.type != "DELETED" and selects(change.item)
-    if not (was or fits):
-        return []
-    return [_event("DELETED" if not fits else "MODIFIED" if was else "ADDED", change.item)]
+    def _all_lines(self, store: Store, selects: Callable[[Object], bool]) -> list[bytes]:
+        return [event_line("ADDED", item) for _, item in sorted(store.items.items()) if selects(item)]
 
 
 def _too_old(version: int, oldest: int) -> Refusal:
@@ -734,61 +531,3 @@ def _discovery(path: str) -> Object:
         for plural, kind in found
     ]
     return {"kind": "APIResourceList", "apiVersion": "v1", "groupVersion": group, "resources": resources}
-
-
-# --- HTTP ------------------------------------------------------------------------------------------------------------
-
-
-async def _read_request(reader: asyncio.StreamReader) -> Request | None:
-    try:
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
-    except asyncio.IncompleteReadError:
-        return None
-    method, target, _ = head[0].split(" ")
-    parts = urlsplit(target)
-    query = {key: values[0] for key, values in parse_qs(parts.query, keep_blank_values=True).items()}
-    headers = {key.lower(): value.strip() for key, _, value in (line.partition(":") for line in head[1:] if line)}
-    await reader.readexactly(int(headers.get("content-length", 0)))
-    return Request(method, parts.path, query, headers)
-
-
-class _Answer:
-    """One HTTP answer on its way, with what a fault makes of it."""
-
-    def __init__(self, writer: asyncio.StreamWriter) -> None:
-        self.writer = writer
-        self.prefix = b""
-        self.left: int | None = None
-
-    async def whole(self, code: int, body: Object | bytes, retry_after: int = 0) -> None:
-        data = self.prefix + (body if isinstance(body, bytes) else json.dumps(body, separators=(",", ":")).encode())
-        head = f"HTTP/1.1 {code} X\r\nContent-Type: application/json\r\nContent-Length: {len(data)}\r\n"
-        if retry_after:
-            head += f"Retry-After: {retry_after}\r\n"
-        self.writer.write(head.encode() + b"\r\n")
-        await self._send(data)
-
-    async def begin(self) -> None:
-        head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
-        self.writer.write(head.encode())
-        if self.prefix:
-            await self.chunk(self.prefix)
-        await self.writer.drain()
-
-    async def chunk(self, data: bytes) -> None:
-        await self._send(b"%x\r\n%b\r\n" % (len(data), data))
-
-    async def end(self) -> None:
-        self.writer.write(b"0\r\n\r\n")
-        await self.writer.drain()
-
-    async def _send(self, data: bytes) -> None:
-        if self.left is not None:
-            self.left -= len(data)
-            if self.left <= 0:
-                self.writer.write(data[: self.left] if self.left else data)
-                await self.writer.drain()
-                self.writer.close()
-                raise _Gone
-        self.writer.write(data)
-        await self.writer.drain()

@@ -15,14 +15,29 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Final
 
 from kdns import limits
-from kdns.cluster.ask import Selection
+from kdns.cluster.ask import Asker, Selection
+from kdns.cluster.audit import Ledger
+from kdns.cluster.auditor import Auditor
 from kdns.cluster.credentials import ApiError
 from kdns.cluster.http import Connection, Response, TooLarge
-from kdns.cluster.objects import Event, Init, InitDone, ObjectError, Status, decode_event, decode_list, decode_status
+from kdns.cluster.objects import (
+    Apply,
+    Delete,
+    Event,
+    Init,
+    InitApply,
+    InitDone,
+    ObjectError,
+    Status,
+    WatchEvent,
+    decode_event,
+    decode_list,
+    decode_status,
+)
 from kdns.cluster.watch import (
     Ended,
     Failed,
@@ -59,15 +74,27 @@ class ApiSource:
         kinds: Mapping[str, Selection],
         apply: Callable[[Event], object],
         *,
+        audit: float = 0.0,
+        names: Callable[[str], Iterator[tuple[bytes, bytes]]] = lambda kind: iter(()),
         now: Callable[[], float] = time.monotonic,
         metrics: Metrics,
         log: Logger,
     ) -> None:
-        """``kinds``: which kinds to follow, and which of their objects.  ``apply`` takes each event, in order."""
+        """``kinds``: which kinds to follow, and which of their objects.  ``apply`` takes each event, in order.
+
+        ``audit``: seconds between comparisons of what is known with the API, see `kdns.cluster.auditor`; 0: none.
+        ``names``: namespace and name of what is known of a kind.
+        """
         self._connection = connection
-        self._followers = [
-            _Follower(connection, Watch(kind, selection), apply, now, metrics, log) for kind, selection in kinds.items()
-        ]
+        self._followers = []
+        subjects = []
+        for kind, selection in kinds.items():
+            ledger = Ledger() if audit else None
+            follower = _Follower(connection, Watch(kind, selection), apply, ledger, now, metrics, log)
+            self._followers.append(follower)
+            if ledger is not None:
+                subjects.append((follower, ledger, Asker(kind, selection)))
+        self._auditor = Auditor(connection, subjects, names, audit, now, metrics, log) if audit else None
         self._tasks: list[asyncio.Task[None]] = []
         self._forget_metrics = metrics.before_scrape(self._show_ages)
 
@@ -87,6 +114,8 @@ class ApiSource:
             asyncio.create_task(follower.run(), name=f"kubernetes {follower.watch.kind}")
             for follower in self._followers
         ]
+        if self._auditor is not None:
+            self._tasks.append(asyncio.create_task(self._auditor.run(), name="kubernetes audit"))
 
     def close(self) -> None:
         """End; no event is applied from now on."""
@@ -112,22 +141,27 @@ class _Follower:
         connection: Connection,
         watch: Watch,
         apply: Callable[[Event], object],
+        ledger: Ledger | None,
         now: Callable[[], float],
         metrics: Metrics,
         log: Logger,
     ) -> None:
+        """``ledger``: where to write down who has been heard of; None: nobody reads it."""
         self.watch = watch
         self.synced = False  # a whole list has been applied
         self._kind = watch.kind
         self._connection = connection
         self._apply = apply
+        self._ledger = ledger
+        self._patience: asyncio.Timeout | None = None  # of the read that is under way
         self._now = now
         self._log = log
         self._turn = 0.0  # when others get their turn
         self._told = ""  # the trouble that the log knows of
         self._told_at = float("-inf")
         self._asked_at: float | None = None  # when what waits for an answer was asked
-        self._heard_at: float | None = None
+        self.heard_at: float | None = None
+        """When the API server last said anything."""
         self._begun = False  # the first list
         self._relists = metrics.counter(
             "kdns_kubernetes_relists_total", "Lists begun after the first.", ("resource",)
@@ -148,8 +182,25 @@ class _Follower:
         return "the API server does not answer" if silent else "the first list is under way"
 
     def show_age(self) -> None:
-        if self._heard_at is not None:
-            self._age.cell(self._kind).value = self._now() - self._heard_at
+        if self.heard_at is not None:
+            self._age.cell(self._kind).value = self._now() - self.heard_at
+
+    def put(self, event: Event, version: str) -> None:
+        """Apply an event that the watch has not told; ``version``: of the object that is there now, empty: none."""
+        try:
+            self._apply(event)
+        except Exception:
+            self.watch.distrust("events were lost", self._now())
+            self.wake()
+            raise
+        self._note(event, version)
+        if self._ledger is not None and version and isinstance(event, Delete):  # of no use to the index, but there
+            self._ledger.note(event.namespace, event.name, version)
+
+    def wake(self) -> None:
+        """The watch's deadline has changed."""
+        if self._patience is not None:
+            self._patience.reschedule(asyncio.get_running_loop().time() + self.watch.deadline - self._now())
 
     async def run(self) -> None:
         """Ask what is to be asked next, for ever."""
@@ -194,8 +245,11 @@ class _Follower:
             for complaint in page.odd:
                 self._reject("odd")
                 self._tell(complaint)
-            self._heard_at = self._now()
+            self.heard_at = self._now()
             await self._feed(Listed(page, len(text)))
+            if self._ledger is not None:
+                for one in page.left:
+                    self._ledger.note(one.namespace, one.name, one.resource_version)
 
     async def _follow(self, response: Response) -> None:
         watch = self.watch
@@ -215,7 +269,7 @@ class _Follower:
             if lines is None:
                 await self._feed(Ended())
                 continue
-            self._heard_at = self._now()
+            self.heard_at = self._now()
             for line in lines:
                 await self._line(line)
                 if not watch.open:
@@ -226,8 +280,11 @@ class _Follower:
         left = self.watch.deadline - self._now()
         if left <= 0:
             raise TimeoutError
-        async with asyncio.timeout(left):
-            return await response.lines()
+        try:
+            async with asyncio.timeout(left) as self._patience:
+                return await response.lines()
+        finally:
+            self._patience = None
 
     async def _line(self, line: bytes) -> None:
         try:
@@ -240,8 +297,11 @@ class _Follower:
 
     async def _feed(self, what: Input) -> None:
         """Hand the input to the watch and its events to the index."""
+        versions = iter(_versions(what))
         for event in self.watch.feed(what, self._now()):
             self._apply(event)
+            if self._ledger is not None:
+                self._note(event, next(versions, "") if isinstance(event, Apply | InitApply) else "")
             if isinstance(event, Init):
                 self._relists.value += self._begun
                 self._begun = True
@@ -252,6 +312,19 @@ class _Follower:
                 self._turn = self._now() + SLICE
         if self.watch.trouble != self._told:
             self._report(self.watch.trouble)
+
+    def _note(self, event: Event, version: str) -> None:
+        """Write down who has been heard of; ``version``: of the object that is there now, empty: none."""
+        if self._ledger is None:
+            return
+        if isinstance(event, Init):
+            self._ledger.begin()
+        elif isinstance(event, InitDone):
+            self._ledger.sweep()
+        elif isinstance(event, Delete):
+            self._ledger.forget(event.namespace, event.name)
+        else:
+            self._ledger.note(event.object.namespace, event.object.name, version)
 
     def _reject(self, reason: str) -> None:
         self._rejected.cell(self._kind, reason).value += 1
@@ -270,6 +343,13 @@ class _Follower:
             self._told = trouble
             self._told_at = now
             self._log.warning(f"{self._kind}: {trouble}")
+
+
+def _versions(what: Input) -> tuple[str, ...]:
+    """The resource version of each object that came."""
+    if isinstance(what, Listed):
+        return what.page.versions
+    return (what.resource_version,) if isinstance(what, WatchEvent) else ()
 
 
 async def _refusal(response: Response) -> Status:

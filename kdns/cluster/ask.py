@@ -6,7 +6,7 @@ Source: "Kubernetes API Concepts" (parameters of list and watch), KEP-3157 (``se
 from __future__ import annotations
 
 from typing import Final
-from urllib.parse import urlencode
+from urllib.parse import quote, urlencode
 
 from msgspec import Struct
 
@@ -46,6 +46,7 @@ class Asker:
     """Makes the requests for one kind; ``wait`` as in `Request`."""
 
     def __init__(self, kind: str, selection: Selection) -> None:
+        self._kind = kind
         self._path = PATHS[kind]
         chosen = {"labelSelector": selection.labels, "fieldSelector": selection.fields}
         self._chosen = {name: text for name, text in chosen.items() if text}
@@ -58,6 +59,14 @@ class Asker:
     def probe(self, wait: float) -> Request:
         """A page that costs next to nothing: what counts is its version.  Selectors would make the server search."""
         return self._request("list", {"limit": "1"}, wait)
+
+    def one(self, namespace: str, name: str) -> Request:
+        """A list of one object, or of none: permission to list is enough.  ``namespace`` empty: it is in none."""
+        fields = ",".join(filter(None, (f"metadata.name={name}", self._chosen.get("fieldSelector"))))
+        path = self._path
+        if namespace:
+            path = f"{path.removesuffix(self._kind)}namespaces/{quote(namespace, safe='')}/{self._kind}"
+        return Request("list", f"{path}?{urlencode(self._chosen | {'fieldSelector': fields})}", 0.0)
 
     def stream(self, lifetime: int, wait: float) -> Request:
         """Everything, a bookmark that says so, and then all changes, for ``lifetime`` seconds."""

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 LIVING: Final = "status.phase!=Succeeded,status.phase!=Failed,status.phase!=Unknown"
 """Field selector for Pods (CoreDNS)."""
+AUDIT: Final = 30.0
+"""Seconds between comparisons with the API server, unless ``audit`` says otherwise."""
 PROGRAMMING: Final = tuple(0.001 * 2**n for n in range(20))
 """Bounds of the histogram ``dns_programming_duration_seconds`` (CoreDNS)."""
 
@@ -60,6 +62,8 @@ class Settings(Struct, frozen=True):
     """The topology zones of endpoints are wanted."""
     imports: bool = False
     """ServiceImports and their EndpointSlices are wanted."""
+    audit: float = AUDIT
+    """Seconds between comparisons with the API; 0: none.  See `kdns.cluster.auditor`."""
 
     @property
     def kinds(self) -> dict[str, Selection]:
@@ -170,7 +174,7 @@ class Cluster:
         )
         self._started = False
         make = _manifests if settings.manifests else _api
-        self._source = make(settings, self.apply, metrics, log)
+        self._source = make(settings, self, metrics, log)
 
     def begin_with(self, snapshot: Snapshot) -> None:
         """Let `start` restore this snapshot, or the first good one of several; after the start it does nothing."""
@@ -267,15 +271,15 @@ class Cluster:
 # The sources are imported when they are needed: one knows YAML, the other HTTP and TLS, and neither is small.
 
 
-def _manifests(settings: Settings, apply: Callable[[Event], object], metrics: Metrics, log: Logger) -> Source:
+def _manifests(settings: Settings, cluster: Cluster, metrics: Metrics, log: Logger) -> Source:
     from kdns.cluster.manifests import ManifestSource
 
-    source = ManifestSource(settings.manifests, settings.kinds, apply, metrics, log)
+    source = ManifestSource(settings.manifests, settings.kinds, cluster.apply, metrics, log)
     source.load()
     return source
 
 
-def _api(settings: Settings, apply: Callable[[Event], object], metrics: Metrics, log: Logger) -> Source:
+def _api(settings: Settings, cluster: Cluster, metrics: Metrics, log: Logger) -> Source:
     from kdns.cluster import credentials
     from kdns.cluster.api import ApiSource
     from kdns.cluster.http import Connection
@@ -288,4 +292,5 @@ def _api(settings: Settings, apply: Callable[[Event], object], metrics: Metrics,
     else:
         access = credentials.in_cluster()
     connection = Connection(access, metrics, qps=settings.qps, burst=settings.burst, max_inflight=settings.max_inflight)
-    return ApiSource(connection, settings.kinds, apply, metrics=metrics, log=log)
+    audit, names = settings.audit, cluster.index.names
+    return ApiSource(connection, settings.kinds, cluster.apply, audit=audit, names=names, metrics=metrics, log=log)

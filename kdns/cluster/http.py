@@ -41,9 +41,9 @@ BURST: Final = 10
 """Requests at once under ``apiserver_qps`` (client-go's default)."""
 SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 """Bounds of the histograms (Prometheus's default)."""
+JSON: Final = "application/json"
 HEADERS: Final = (
     ("User-Agent", f"kdns/{__version__}"),
-    ("Accept", "application/json"),
     ("Accept-Encoding", "identity"),
 )
 
@@ -276,9 +276,12 @@ class Connection:
             f"{prefix}requests_total", "Number of HTTP requests.", ("code", "method", "host")
         )
 
-    async def get(self, target: str) -> Response:
-        """Ask for a path and query; the answer, whatever its status.  Raises ApiError when there is none."""
-        attempts = [asyncio.create_task(self._attempt(target))]
+    async def get(self, target: str, accept: str = JSON) -> Response:
+        """Ask for a path and query; the answer, whatever its status.  Raises ApiError when there is none.
+
+        ``accept``: the media types that are wanted.
+        """
+        attempts = [asyncio.create_task(self._attempt(target, accept))]
         answered: asyncio.Task[Response] | None = None
         until = self._now() + ANSWER
         try:
@@ -290,16 +293,16 @@ class Connection:
                 for attempt in attempts[1:]:
                     _give_up(attempt)
                 self._forget_idle()  # what was kept may be as dead
-                attempts[1:] = [asyncio.create_task(self._attempt(target))]
+                attempts[1:] = [asyncio.create_task(self._attempt(target, accept))]
             raise ApiError(f"no answer within {ANSWER:g} s")
         finally:
             for attempt in attempts:
                 if attempt is not answered:
                     _give_up(attempt)
 
-    async def _attempt(self, target: str) -> Response:
+    async def _attempt(self, target: str, accept: str) -> Response:
         access = await self._credentials.access()
-        response = await self._limited(access, target)
+        response = await self._limited(access, target, accept)
         if response.status != 401:
             return response
         try:
@@ -311,34 +314,34 @@ class Connection:
         if renewed.authorization == access.authorization and renewed.tls is access.tls:
             return response
         response.close()
-        return await self._limited(renewed, target)
+        return await self._limited(renewed, target, accept)
 
-    async def _limited(self, access: Access, target: str) -> Response:
+    async def _limited(self, access: Access, target: str, accept: str) -> Response:
         if self._bucket is not None:
             self._throttled.cell("GET", access.authority).observe(await self._bucket.take())
         if self._inflight is None:
-            return await self._send(access, target)
+            return await self._send(access, target, accept)
         async with self._inflight:
-            return await self._send(access, target)
+            return await self._send(access, target, accept)
 
-    async def _send(self, access: Access, target: str) -> Response:
+    async def _send(self, access: Access, target: str, accept: str) -> Response:
         while self._idle:
             link = self._idle.pop()
             if link.access.tls is access.tls and link.alive:
                 try:
-                    return await self._exchange(link, access, target)
+                    return await self._exchange(link, access, target, accept)
                 except ApiError:  # the server has closed it just now, as it may; a fresh one tells
                     continue
             link.abort()
         started = self._now()
         try:
-            return await self._exchange(await _Link.open(access), access, target)
+            return await self._exchange(await _Link.open(access), access, target, accept)
         except ApiError:
             self._count("<error>", access, started)
             raise
 
-    async def _exchange(self, link: _Link, access: Access, target: str) -> Response:
-        headers = [("Host", access.authority), *HEADERS]
+    async def _exchange(self, link: _Link, access: Access, target: str, accept: str) -> Response:
+        headers = [("Host", access.authority), ("Accept", accept), *HEADERS]
         if access.authorization:
             headers.append(("Authorization", access.authorization))
         started = self._now()

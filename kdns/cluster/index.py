@@ -189,6 +189,11 @@ class _Shelf:
         """The object's place."""
         return b"%b/%b" % (namespace, name)
 
+    def whose(self, key: bytes) -> tuple[bytes, bytes]:
+        """The namespace and the name to which a place belongs."""
+        namespace, _, name = key.partition(b"/")
+        return namespace, name
+
     def places(self) -> Collection[bytes]:
         """All places that are taken."""
         raise NotImplementedError
@@ -221,6 +226,9 @@ class _Namespaces(_Shelf):
 
     def key(self, namespace: bytes, name: bytes) -> bytes:
         return b"%c%b" % (len(name), name) if len(name) < 64 else b""
+
+    def whose(self, key: bytes) -> tuple[bytes, bytes]:
+        return b"", key[1:]
 
     def places(self) -> Collection[bytes]:
         return self._known
@@ -281,6 +289,9 @@ class _Services(_Shelf):
 
     def key(self, namespace: bytes, name: bytes) -> bytes:
         return entry_key(name, namespace)
+
+    def whose(self, key: bytes) -> tuple[bytes, bytes]:
+        return key[2 + key[0] :], key[1 : 1 + key[0]]
 
     def places(self) -> Collection[bytes]:
         return [entry.key for entry in self._entries.by_key.values() if entry.service is not None]
@@ -525,11 +536,12 @@ class Index:
         """
         facts = self._apply(event)
         if facts:
+            # Never backwards, also when the clock is put back (RFC 1982).
             imported = event.kind in IMPORTS
             if not imported:
-                self.serial = int(now)
+                self.serial = max(self.serial, int(now))
             if imported or event.kind == "namespaces":
-                self.import_serial = int(now)
+                self.import_serial = max(self.import_serial, int(now))
         return facts
 
     def synced(self, kind: str) -> bool:
@@ -580,6 +592,11 @@ class Index:
     def counts(self) -> dict[str, int]:
         """How many objects of each kind are known."""
         return {kind: len(shelf.places()) for kind, shelf in self._shelves.items()}
+
+    def names(self, kind: str) -> Iterator[tuple[bytes, bytes]]:
+        """Namespace and name of each object of a kind that is known at this moment, whatever changes meanwhile."""
+        shelf = self._shelves[kind]
+        return map(shelf.whose, list(shelf.places()))
 
     def _apply(self, event: Event) -> set[Fact]:
         shelf = self._shelves[event.kind]

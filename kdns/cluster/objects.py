@@ -266,6 +266,10 @@ class Page(Struct, frozen=True):
     resource_version: str
     continue_: str
     """Token for the next page; empty: this is the last."""
+    versions: tuple[str, ...] = ()
+    """The resource version of each object."""
+    left: tuple[WatchEvent, ...] = ()
+    """Who was left out, without an object."""
 
 
 # --- trimming --------------------------------------------------------------------------------------------------------
@@ -504,15 +508,24 @@ def decode_list(kind: str, data: bytes) -> Page:
         raise ObjectError(f"list of {kind}: it has no resource version")
     decode = _CODECS[kind]
     objects: list[Object] = []
+    versions: list[str] = []
     odd: list[str] = []
+    left: list[WatchEvent] = []
     for item in page.items or ():
         try:
-            objects.append(decode(item)[0])
+            found, version = decode(item)
         except ObjectError as error:
             if str(error).startswith(f"{SINGULAR[kind]} without a name"):
                 raise ObjectError(f"list of {kind}: {error}") from None
             odd.append(str(error))
-    return Page(objects, odd, page.metadata.resource_version, page.metadata.continue_ or "")
+            meta = _identify(item).metadata
+            namespace = (meta.namespace or "").encode()
+            left.append(WatchEvent("", None, namespace, meta.name.encode(), meta.resource_version or ""))
+        else:
+            objects.append(found)
+            versions.append(version)
+    token = page.metadata.continue_ or ""
+    return Page(objects, odd, page.metadata.resource_version, token, tuple(versions), tuple(left))
 
 
 _decode_event = msgspec.json.Decoder(shapes.Event).decode

@@ -156,6 +156,21 @@ class Watch:
             self._doubt(text, now)
         self._again(text, now)
 
+    @property
+    def in_step(self) -> bool:
+        """Whether changes are followed, and nothing that is known is in doubt."""
+        return self.state is State.WATCH and self._pace.list_at is None
+
+    def distrust(self, text: str, now: float) -> None:
+        """What is known has turned out to be wrong: list again, as soon as there have not been too many lists."""
+        if self.state is State.WATCH:
+            self._doubt(text, now)
+
+    def give_up(self, now: float) -> None:
+        """The open watch has not told what it should have: let another one go on where it has come to."""
+        if self.state is State.WATCH and self.open:
+            self.deadline = now
+
     # --- a streamed list
 
     def _stream_opened(self, what: Opened, now: float) -> Events:
@@ -272,7 +287,7 @@ class Watch:
         if event.type == "BOOKMARK":
             self._keep_rhythm(now)
         self._set_deadline(now)
-        if _older(event.resource_version, self.version):
+        if older(event.resource_version, self.version):
             self._doubt(f"version {event.resource_version} came after {self.version}", now)
         elif event.resource_version:
             self.version = event.resource_version
@@ -327,7 +342,7 @@ class Watch:
 
     def _probed(self, what: Listed, now: float) -> Events:
         version = what.page.resource_version
-        if _older(version, self.version):
+        if older(version, self.version):
             text = f"the server went back from version {self.version} to {version}"
             self._doubt(text, now)
             return self._again(text, now)
@@ -430,7 +445,7 @@ _TABLE: Final[dict[tuple[State, type], Callable[[Watch, Any, float], Events]]] =
 """What may follow what.  Pages come only while a page is asked for, lines only from a stream."""
 
 
-def _older(version: str, than: str) -> bool:
+def older(version: str, than: str) -> bool:
     """Whether a resource version lies before another; versions that are no numbers are never older."""
     if not (version.isdecimal() and than.isdecimal() and len(version) < 21 and len(than) < 21):
         return False

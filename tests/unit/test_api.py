@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-import time
-from collections.abc import AsyncIterator, Callable
-from typing import Any
+from collections.abc import AsyncIterator
 
 import pytest
 
@@ -14,98 +12,13 @@ from kdns import __version__, limits
 from kdns.cluster import api as sources
 from kdns.cluster import http, pace
 from kdns.cluster import watch as watches
-from kdns.cluster.api import ApiSource, Connection, Selection
+from kdns.cluster.api import Selection
 from kdns.cluster.credentials import ApiError, endpoint, in_cluster
-from kdns.cluster.objects import KINDS, Apply, Delete, Event, Init, InitApply, InitDone
-from kdns.log import Logger
-from kdns.metrics import Metrics
+from kdns.cluster.objects import KINDS
+from tests.apitest import World
 from tests.certificates import make_certificate
 from tests.fakeapi import FakeApi, endpointslice, namespace, pod, service
 from tests.support import captured_log
-
-Key = tuple[str, str]
-
-
-class Store:
-    """An index that only knows what exists; a name is gone when an event says so, and never for a moment."""
-
-    def __init__(self) -> None:
-        self.objects: dict[str, dict[Key, Any]] = {kind: {} for kind in KINDS}
-        self.listing: dict[str, set[Key]] = {}
-        self.gone: list[tuple[str, Key]] = []
-        self.events = 0
-        self.fail_with: Exception | None = None
-
-    def apply(self, event: Event) -> None:
-        self.events += 1
-        if self.fail_with is not None:
-            error, self.fail_with = self.fail_with, None
-            raise error
-        known = self.objects[event.kind]
-        if isinstance(event, Init):
-            self.listing[event.kind] = set()
-        elif isinstance(event, InitDone):
-            for key in set(known) - self.listing.pop(event.kind):
-                self.remove(event.kind, key)
-        elif isinstance(event, Delete):
-            key = event.namespace.decode(), event.name.decode()
-            self.listing.get(event.kind, set()).discard(key)
-            self.remove(event.kind, key)
-        else:
-            key = event.object.namespace.decode(), event.object.name.decode()
-            assert isinstance(event, Apply) or event.kind in self.listing
-            if isinstance(event, InitApply):
-                self.listing[event.kind].add(key)
-            known[key] = event.object
-
-    def remove(self, kind: str, key: Key) -> None:
-        if self.objects[kind].pop(key, None) is not None:
-            self.gone.append((kind, key))
-
-    def names(self, kind: str = "services") -> list[str]:
-        return sorted(name for _, name in self.objects[kind])
-
-
-class World:
-    """A fake API server, a source that follows it, and what the source's index knows."""
-
-    def __init__(self, api: FakeApi, kinds: dict[str, Selection] | None = None, **bounds: Any) -> None:
-        self.api, self.store, self.metrics = api, Store(), Metrics()
-        self.connection = Connection(bounds.pop("credentials", None) or endpoint(api.url), self.metrics, **bounds)
-        self.source = ApiSource(
-            self.connection,
-            kinds if kinds is not None else {"services": Selection()},
-            self.store.apply,
-            metrics=self.metrics,
-            log=Logger("kubernetes"),
-        )
-
-    async def __aenter__(self) -> World:
-        self.source.start()
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self.source.close()
-        await self.source.wait_closed()
-
-    def synced(self) -> bool:
-        return not any(self.source.status.values())
-
-    async def until(self, what: Callable[[], Any], seconds: float = 10.0) -> float:
-        """Wait; how long it took."""
-        started = time.monotonic()
-        async with asyncio.timeout(seconds):
-            while not what():
-                await asyncio.sleep(0.001)
-        return time.monotonic() - started
-
-    async def knows(self, *names: str, kind: str = "services", seconds: float = 10.0) -> float:
-        return await self.until(lambda: self.store.names(kind) == sorted(names), seconds)
-
-    def counted(self, line: str) -> float:
-        """The value of a metric, by the beginning of its line."""
-        lines = self.metrics.expose().decode().splitlines()
-        return sum(float(found.split()[-1]) for found in lines if found.startswith(line))
 
 
 @pytest.fixture(autouse=True)
@@ -278,6 +191,25 @@ async def test_a_server_that_hangs(world):
     world.api.heal()
     world.api.put("services", service("c"))
     assert await world.knows("a", "b", "c") < 1
+
+
+async def test_a_watch_whose_packets_vanish(world):
+    """The figure is 15 s; new connections are as good as ever."""
+    before = http.VANISHED
+    world.api.half_open()
+    world.api.put("services", service("c"))
+    assert await world.knows("a", "b", "c") < before + 1.5
+    assert world.counted("kdns_kubernetes_relists_total") == 0 and not world.store.gone
+
+
+async def test_a_host_that_cannot_be_reached(world):
+    world.api.blackhole()
+    await world.until(lambda: world.source.trouble["services"])
+    world.api.put("services", service("c"))
+    await asyncio.sleep(1)
+    await world.api.accept()
+    assert await world.knows("a", "b", "c") < http.CONNECT + 1
+    assert world.counted("kdns_kubernetes_relists_total") == 0
 
 
 async def test_a_watch_that_falls_silent_while_its_connection_lives(api, monkeypatch):

@@ -29,3 +29,15 @@ def test_selectors_go_with_everything_but_the_probe():
     for request in (asker.page(1, "", 0), asker.stream(1, 0), asker.changes("1", 1, 0)):
         assert request.target.startswith(f"/api/v1/pods?{chosen}&")
     assert asker.probe(0).target == "/api/v1/pods?limit=1"
+
+
+def test_one_object():
+    assert Asker("services", ALL).one("dev", "web").target == (
+        "/api/v1/namespaces/dev/services?fieldSelector=metadata.name%3Dweb"
+    )
+    assert Asker("namespaces", ALL).one("", "dev").target == "/api/v1/namespaces?fieldSelector=metadata.name%3Ddev"
+    asker = Asker("endpointslices", Selection("a=b", "status.phase!=Failed"))
+    assert asker.one("a/b", "x").target == (
+        "/apis/discovery.k8s.io/v1/namespaces/a%2Fb/endpointslices?labelSelector=a%3Db"
+        "&fieldSelector=metadata.name%3Dx%2Cstatus.phase%21%3DFailed"
+    )

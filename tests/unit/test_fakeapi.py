@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import socket
 import time
 from collections.abc import AsyncIterator
 
@@ -12,21 +13,31 @@ import dns.exception
 import pytest
 
 from tests import support
-from tests.fakeapi import FakeApi, Refusal, endpointslice, matches_fields, matches_labels, namespace, pod, service
+from tests.fakeapi import (
+    FakeApi,
+    Mischief,
+    Refusal,
+    endpointslice,
+    matches_fields,
+    matches_labels,
+    namespace,
+    pod,
+    service,
+)
 
 
 class Client:
     """One connection, as plain as can be."""
 
-    def __init__(self, api: FakeApi, token: str = "") -> None:
-        self.api, self.token = api, token
+    def __init__(self, api: FakeApi, token: str = "", accept: str = "application/json") -> None:
+        self.api, self.token, self.accept = api, token, accept
         self.writer: asyncio.StreamWriter | None = None
 
     async def get(self, target: str) -> tuple[int, dict[str, str]]:
         self.close()
-        self.reader, self.writer = await asyncio.open_connection("127.0.0.1", self.api.port)
+        self.reader, self.writer = await asyncio.open_connection(self.api.host, self.api.port)
         authorization = f"Authorization: Bearer {self.token}\r\n" if self.token else ""
-        self.writer.write(f"GET {target} HTTP/1.1\r\nHost: x\r\n{authorization}\r\n".encode())
+        self.writer.write(f"GET {target} HTTP/1.1\r\nHost: x\r\nAccept: {self.accept}\r\n{authorization}\r\n".encode())
         head = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
         pairs = (line.partition(": ") for line in head[1:] if line)
         return int(head[0].split()[1]), {key.lower(): value for key, _, value in pairs}
@@ -312,6 +323,82 @@ async def test_refusing_and_cutting_connections(api: FakeApi, client: Client):
         await client.get(SERVICES)
     await api.accept()
     assert api.port == port and (await client.json(SERVICES))[0] == 200
+
+
+async def test_connections_that_break_without_a_word(api: FakeApi, client: Client):
+    await client.get(f"{WATCH}&resourceVersion={api.resource_version}")
+    assert client.writer is not None
+    link = client.writer.get_extra_info("socket")
+    link.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 100)
+    api.half_open()
+    api.put("services", service("untold"))
+    with pytest.raises(TimeoutError):  # neither the event nor an end
+        await asyncio.wait_for(client.reader.readexactly(1), 0.1)
+    client.writer.write(b"x")  # nobody acknowledges it
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(client.reader.readexactly(1), 5)  # of the socket, after its TCP_USER_TIMEOUT
+    assert names((await client.json(SERVICES))[1]) == ["untold"]
+    api.blackhole()
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(client.get(SERVICES), 0.1)
+    await api.accept()
+    assert (await client.json(SERVICES))[0] == 200
+
+
+async def test_lists_of_versions(api: FakeApi, client: Client):
+    version = api.resource_version
+    assert (await client.json(f"{SERVICES}?resourceVersion={version}&resourceVersionMatch=NotOlderThan"))[0] == 200
+    status, body = await client.json(f"{SERVICES}?resourceVersion={version + 1}&resourceVersionMatch=NotOlderThan")
+    assert status == 504 and body["message"].startswith("Too large resource version")
+    api.put("services", service("a"))
+    assert (await client.json(f"{SERVICES}?resourceVersion={version}&resourceVersionMatch=Exact"))[0] == 410
+    assert (await client.json(f"{SERVICES}?resourceVersion=x"))[0] == 400
+    assert (await client.json(f"{SERVICES}?resourceVersion=0"))[0] == 200
+
+
+async def test_metadata_alone(api: FakeApi):
+    api.put("services", service("a", labels={"x": "y"}))
+    client = Client(api, accept="application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1")
+    _, found = await client.json(SERVICES)
+    assert found["kind"] == "PartialObjectMetadataList"
+    (item,) = found["items"]
+    assert item["kind"] == "PartialObjectMetadata" and "spec" not in item and item["metadata"]["labels"] == {"x": "y"}
+    client.accept = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
+    await client.get(WATCH)
+    api.put("services", service("b"))
+    for name in ("a", "b"):
+        event = await client.line()
+        assert event and event["object"]["metadata"]["name"] == name and "spec" not in event["object"]
+    client.close()
+
+
+async def test_bodies_in_no_hurry(api: FakeApi, client: Client):
+    api.fault(rate=2000, times=1)
+    api.put("services", service("a"))
+    began = time.monotonic()
+    _, found = await client.json(SERVICES)
+    assert names(found) == ["a"] and time.monotonic() - began > len(json.dumps(found)) / 4000
+
+
+async def test_events_lost_doubled_and_out_of_order(api: FakeApi, client: Client):
+    await client.get(f"{WATCH}&resourceVersion={api.resource_version}")
+    api.filter = lost = Mischief(lose=1.0)
+    api.put("services", service("lost"))
+    api.filter = Mischief(repeat=1.0)
+    api.put("services", service("twice"))
+    api.filter = swaps = Mischief(swap=1.0)
+    for name in ("late", "early", "held"):
+        api.put("services", service(name))
+    assert await client.lines(4) == [("ADDED", name) for name in ("twice", "twice", "early", "late")]
+    swaps.flush(api.say)
+    assert await client.lines(1) == [("ADDED", "held")]
+    assert lost.lost == 1
+
+
+async def test_other_addresses():
+    async with FakeApi(host="::1") as api:
+        assert api.url == f"http://[::1]:{api.port}"
+        assert (await Client(api).json(SERVICES))[0] == 200
 
 
 async def test_going_back(api: FakeApi, client: Client):

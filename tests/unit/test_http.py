@@ -133,6 +133,8 @@ async def test_what_is_sent(api, connection):
         "accept": "application/json",
         "accept-encoding": "identity",
     }
+    (await connection.get(SERVICES, "text/x")).close()
+    assert api.requests[-1].headers["accept"] == "text/x"
 
 
 async def test_paths_below_a_prefix(connect):
@@ -399,7 +401,7 @@ async def test_of_two_answers_one_is_thrown_away(api, connection, monkeypatch):
     monkeypatch.setattr(http, "ASK_AGAIN", 0.02)
     api.fault(delay=0.05)
     assert await asyncio.gather(*[status(connection) for _ in range(10)]) == [200] * 10
-    late = asyncio.create_task(connection._attempt(SERVICES))
+    late = asyncio.create_task(connection._attempt(SERVICES, http.JSON))
     response = await late
     http._give_up(late)
     await asyncio.sleep(0)

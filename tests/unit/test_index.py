@@ -98,6 +98,15 @@ def test_facts(before: Object | None, after: Object, touched: set[Fact]) -> None
     assert index.serial == (7 if touched else 0)
 
 
+def test_the_serial_does_not_go_back_with_the_clock() -> None:
+    index = new()
+    put(index, service("web.dev", "10.0.0.1"), now=90_000)
+    put(index, service("web.dev", "10.0.0.2"), now=3_600)
+    assert index.serial == 90_000
+    put(index, service("web.dev", "10.0.0.3"), now=90_001)
+    assert index.serial == 90_001
+
+
 def test_what_goes_touches_what_it_touched_when_it_came() -> None:
     for found in (
         namespace("dev"),

@@ -173,8 +173,10 @@ def test_all_options(tmp_path: Path) -> None:
         "ignore",
         "ignore empty_service",
         "startup_timeout 1m5s",
+        "audit 1m",
     )
     assert found.settings == Settings(
+        audit=60.0,
         kubeconfig=config,
         context="ctx",
         endpoint="https://a",
@@ -274,6 +276,10 @@ COUNT = "Wrong argument count or unexpected line ending after "
         ("apiserver_burst 1.5", 'invalid apiserver_burst "1.5": strconv.Atoi: parsing "1.5": invalid syntax'),
         ("apiserver_burst -1", "apiserver_burst must be >= 0"),
         ("apiserver_max_inflight -2", "apiserver_max_inflight must be >= 0"),
+        ("audit 1s 2s", f"{COUNT}'2s'"),
+        ("audit on", 'time: invalid duration "on"'),
+        ("audit 30", 'time: missing unit in duration "30"'),
+        ("audit 999ms", "duration '999ms' must be at least 1s"),
         ("foo", "unknown property 'foo'"),
         ("resyncperiod 5m", "unknown property 'resyncperiod'"),
         ("namespaces a\nnamespace_labels b=c", "namespaces and namespace_labels cannot both be set"),

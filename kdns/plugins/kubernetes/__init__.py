@@ -18,6 +18,7 @@ Where the objects come from; without any of these it is the cluster that kdns ru
 - ``startup_timeout DURATION`` (5s): how long a reload waits for the cluster, if it needs another than before.  A start
   waits for nothing: what can be known is answered at once; in this time other names wait up to a second, then, and at
   once after it, they are SERVFAIL with the extended error "Not Ready"
+- ``audit [INTERVAL|off]`` (30s; kdns only): how often all is compared with the API server, see `kdns.cluster.auditor`
 
 Which objects, and which names:
 
@@ -40,7 +41,7 @@ verified`` ``client-namespace``, ``client-pod-name``, ``client-label/KEY``.
 
 Metrics: ``coredns_kubernetes_dns_programming_duration_seconds{service_kind}``: from the cause of a change of endpoints
 to the answers; ``kdns_kubernetes_snapshot_in_use{resource}``: 1 while answers come from a snapshot; those of
-`kdns.cluster.http`, `kdns.cluster.api`, `kdns.cluster.snapshot` and `kdns.cluster.manifests`.
+`kdns.cluster.http`, `kdns.cluster.api`, `kdns.cluster.auditor`, `kdns.cluster.snapshot` and `kdns.cluster.manifests`.
 """
 
 from __future__ import annotations

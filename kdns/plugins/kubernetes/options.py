@@ -10,7 +10,7 @@ from typing import Any, Final
 from msgspec.structs import replace
 
 from kdns.cluster import names, selectors
-from kdns.cluster.cluster import Settings
+from kdns.cluster.cluster import AUDIT, Settings
 from kdns.cluster.names import Options
 from kdns.corefile import Directive
 from kdns.name import IN_ADDR_ARPA, IP6_ARPA, ROOT, Name, from_labels, to_text
@@ -134,6 +134,10 @@ class Reading:
         for inner in option.options("max_age"):
             self.max_age = inner.duration(inner.arg(), 1.0)
 
+    def _audit(self, option: Directive) -> None:
+        text = option.optional()
+        self._from(audit=0.0 if text == "off" else option.duration(text, 1.0) if text else AUDIT)
+
     # -- which objects
 
     def _namespaces(self, option: Directive) -> None:
@@ -196,6 +200,7 @@ _READERS: Final[dict[str, Callable[[Reading, Directive], None]]] = {
     "apiserver_burst": Reading._burst,
     "apiserver_max_inflight": Reading._max_inflight,
     "apiserver_qps": Reading._qps,
+    "audit": Reading._audit,
     "endpoint": Reading._endpoint,
     "endpoint_pod_names": Reading._pod_names,
     "fallthrough": Reading._fallthrough,

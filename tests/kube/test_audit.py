@@ -1,0 +1,135 @@
+"""The self-audit against a real API server: metadata lists, their pages, and lists of one object."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from kdns.cluster import auditor, http
+from kdns.cluster.cluster import Cluster, Settings
+from kdns.log import Logger
+from kdns.metrics import Metrics
+from tests.kube.apiclient import ApiClient, client
+from tests.kube.controlplane import ControlPlane
+from tests.kube.test_trouble import endpoint_slice
+from tests.support import captured_log
+
+Object = dict[str, Any]
+SPACE = "audited"
+KINDS = ("namespaces", "services", "endpointslices", "pods")
+
+
+def made(kind: str, name: str) -> Object:
+    meta = {"name": name, "namespace": SPACE}
+    if kind == "services":
+        return {"metadata": meta, "spec": {"ports": [{"name": "http", "port": 80}]}}
+    if kind == "pods":
+        # No scheduler of ours takes it, and no controller asks for it.
+        spec = {"schedulerName": "nobody", "containers": [{"name": "x", "image": "x"}]}
+        return {"metadata": meta, "spec": spec}
+    if kind == "endpointslices":
+        item = endpoint_slice(name, "192.0.2.1")
+        return item | {"metadata": item["metadata"] | {"namespace": SPACE}}
+    return {"metadata": {"name": name}}
+
+
+def create(api: ApiClient, kind: str, name: str) -> None:
+    api.create(kind, made(kind, name))
+
+
+def delete(api: ApiClient, kind: str, name: str) -> None:
+    if kind == "pods":
+        api.request("DELETE", f"api/v1/namespaces/{SPACE}/pods/{name}?gracePeriodSeconds=0")
+    else:
+        api.delete(kind, "" if kind == "namespaces" else SPACE, name)
+
+
+@pytest.fixture
+def api(control_plane: ControlPlane) -> Any:
+    with client(control_plane) as api:
+        yield api
+
+
+@pytest.fixture(autouse=True)
+def deaf(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No watch tells of objects whose names begin with ``lost``."""
+    lines = http.Response.lines
+
+    async def heard(response: http.Response) -> list[bytes] | None:
+        found = await lines(response)
+        return found and [line for line in found if b'"name":"lost' not in line]
+
+    monkeypatch.setattr(http.Response, "lines", heard)
+    monkeypatch.setattr(auditor, "PAUSE", 0.02)
+    monkeypatch.setattr(auditor, "GRACE", 2.0)
+    monkeypatch.setattr(auditor, "FIRST_LIMIT", 3)
+    monkeypatch.setattr(auditor, "LARGEST", 3)
+
+
+class Audited:
+    def __init__(self, control_plane: ControlPlane) -> None:
+        self.metrics = Metrics()
+        settings = Settings(kubeconfig=str(control_plane.reader), pods=True, audit=1.0)
+        self.cluster = Cluster(settings, lambda facts: None, self.metrics, Logger("kubernetes"))
+
+    def knows(self, kind: str, name: str) -> bool:
+        space = b"" if kind == "namespaces" else SPACE.encode()
+        return (space, name.encode()) in set(self.cluster.index.names(kind))
+
+    def counted(self, start: str) -> float:
+        lines = self.metrics.expose().decode().splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(f"kdns_kubernetes_{start}"))
+
+    async def until(self, right: Callable[[], bool], seconds: float = 30.0) -> float:
+        began = time.monotonic()
+        async with asyncio.timeout(seconds):
+            while not right():
+                await asyncio.sleep(0.02)
+        return time.monotonic() - began
+
+
+@pytest.fixture
+async def audited(control_plane: ControlPlane) -> AsyncIterator[Audited]:
+    made = Audited(control_plane)
+    made.cluster.start()
+    try:
+        await made.until(made.cluster.synced.is_set)
+        yield made
+    finally:
+        made.cluster.close()
+
+
+async def test_what_the_watch_has_lost_is_found_in_pages_of_metadata(api: ApiClient, audited: Audited) -> None:
+    with captured_log() as log:
+        create(api, "namespaces", SPACE)
+        for kind in KINDS:
+            create(api, kind, f"told-{kind}")
+            create(api, kind, f"lost-{kind}")
+        # As a reader who may list and watch, and not get.
+        took = await audited.until(lambda: all(audited.knows(kind, f"lost-{kind}") for kind in KINDS))
+        print(f"what was lost is there {took:.1f} s later")
+        assert all(audited.knows(kind, f"told-{kind}") for kind in KINDS)
+        for kind in KINDS[1:]:
+            delete(api, kind, f"lost-{kind}")
+        await audited.until(lambda: not any(audited.knows(kind, f"lost-{kind}") for kind in KINDS[1:]))
+        for kind in KINDS[1:]:
+            assert audited.counted(f'audit_repairs_total{{resource="{kind}"}}') == 2, kind
+        assert audited.counted("relists_total") == audited.counted('audits_total{resource="pods",result="failed"') == 0
+        before = audited.counted('audits_total{resource="services",result="done"}')
+        # Changes that are told are no losses.
+        until = time.monotonic() + 6
+        number = 0
+        while time.monotonic() < until:
+            for kind in KINDS[1:]:
+                await asyncio.to_thread(create, api, kind, f"told-{kind}-{number}")
+                await asyncio.to_thread(delete, api, kind, f"told-{kind}-{number}")
+            number += 1
+        for kind in KINDS[1:]:
+            assert audited.counted(f'audit_repairs_total{{resource="{kind}"}}') == 2, kind
+        assert audited.counted('audits_total{resource="services",result="done"}') > before
+        assert not log.matching("audit: the API server sends whole objects")
+        print(f"{number} rounds of changes, {audited.counted('audits_total')} audits")
