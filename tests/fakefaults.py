@@ -18,6 +18,8 @@ class Fault:
     """None: all."""
     verb: str | None = None
     """``list``, ``watch``, ``get``; None: all."""
+    when: Callable[[Request], bool] = lambda request: True
+    """And only for such."""
     times: int | None = None
     """For so many requests; None: until it is taken away."""
     status: int = 0
@@ -52,6 +54,7 @@ class Fault:
             self.times != 0
             and self.resource in (None, request.resource)
             and self.verb in (None, request.verb)
+            and self.when(request)
         )  # fmt: skip
 
 
