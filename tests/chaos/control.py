@@ -110,10 +110,7 @@ async def warm_start(run: Run) -> Verdict:
         await until(file.exists, 20, lambda: f"no {file}")
         await stage.api.refuse()
         second = await stage.server(start=False)
-        stale = [
-            one if one.outside else world.Question(one.name, one.type, (one.right[0] | {"EDE 3"},), one.weight)
-            for one in known
-        ]
+        stale = [one if one.outside else world.Question(one.name, one.type, (old(one),), one.weight) for one in known]
         began = asyncio.get_running_loop().time()
         starting = asyncio.create_task(second.start())
         name = next(one for one in stale if one.type == "A" and "*" not in one.name and not one.outside)
@@ -137,10 +134,15 @@ async def warm_start(run: Run) -> Verdict:
     return verdict
 
 
-async def killed(run: Run) -> Verdict:
+def old(one: world.Question) -> frozenset[str]:
+    """The answer out of a snapshot: what was there is told as old news, what was not is not denied."""
+    return world.NOT_READY if one.right[0] == world.NOWHERE else one.right[0] | {"EDE 3"}
+
+
+async def killed(run: Run, setting: Setting | None = None) -> Verdict:
     """K2: the API server is killed and stays away."""
     verdict = Verdict(run)
-    async with Stage(run) as stage:
+    async with Stage(run, setting) as stage:
         objects = world.fill(stage.api)
         server = await stage.server()
         load = stage.load(server, world.questions(objects, run.seed))

@@ -16,14 +16,12 @@ from types import TracebackType
 from typing import Any
 
 from tests.chaos.answers import said
+from tests.chaos.load import EDNS, TYPES
 from tests.chaos.verdict import NotYet, Run
 from tests.chaos.world import Question
 from tests.fakeapi import FakeApi
 from tests.faults import tools
 from tests.support import ROOT, Kdns, free_port, http_get
-
-FORWARDED = "192.0.2.1"
-"""The address of every name that the upstream is asked for."""
 
 
 @dataclass
@@ -58,7 +56,7 @@ class Load:
         setup = {
             "patience": patience,
             "rate": run.rate, "seed": run.seed, "targets": targets, "clients": run.clients,
-            "questions": [[one.name, one.type, one.weight, [sorted(right) for right in one.right]] for one in questions],
+            "questions": [[one.name, one.type, one.weight, list(map(sorted, one.right))] for one in questions],
         }  # fmt: skip
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.chaos.load"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -145,9 +143,10 @@ class Server:
 }}
 """
 
-    async def start(self) -> None:
-        """Start the process and wait until it says that it serves."""
-        self.file.write_text(self.corefile())
+    async def start(self, write: bool = True) -> None:
+        """Start the process and wait until it says that it serves; ``write`` its Corefile before."""
+        if write:
+            self.file.write_text(self.corefile())
         self.process = await asyncio.to_thread(Kdns, self.file, *self.setting.flags, within=self.setting.within)
 
     @property
@@ -187,9 +186,7 @@ class Server:
         return said(await self.ask_fully(name, type, seconds))
 
     async def ask_fully(self, name: str, type: str = "A", seconds: float = 2.0) -> bytes:
-        from tests.chaos.load import TYPES, setup_edns
-
-        packet = tools.query(name, id=time.monotonic_ns() & 0xFFFF, type=TYPES[type], edns=setup_edns())
+        packet = tools.query(name, id=time.monotonic_ns() & 0xFFFF, type=TYPES[type], edns=EDNS)
         family = socket.AF_INET6 if ":" in self.setting.host else socket.AF_INET
         with socket.socket(family, socket.SOCK_DGRAM) as sock:
             sock.setblocking(False)
@@ -198,6 +195,19 @@ class Server:
             async with asyncio.timeout(seconds):
                 await loop.sock_sendall(sock, packet)
                 return await loop.sock_recv(sock, 65535)
+
+    async def ask_whole(self, name: str) -> frozenset[str]:
+        """Its addresses, over TCP if they are many."""
+        reply = await self.ask_fully(name)
+        if not reply[2] & 2:
+            return said(reply)
+        reader, writer = await asyncio.open_connection(self.setting.host, self.port)
+        try:
+            writer.write(tools.framed(tools.query(name, id=1, edns=EDNS)))
+            async with asyncio.timeout(5):
+                return said(await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big")))
+        finally:
+            writer.close()
 
     async def becomes(self, name: str, right: Iterable[str], seconds: float, type: str = "A") -> float:
         """Seconds until this is the answer."""
@@ -222,7 +232,7 @@ class Server:
 
 
 class Stage:
-    """``async with Stage(run, setting) as stage``: everything but kdns and the load runs; `server` and `load` make those.
+    """``async with Stage(run, setting) as stage``: the API server and the upstream run; `server`, `load` make the rest.
 
     ``api``: one that the scenario has made itself, with its objects in it.
     """

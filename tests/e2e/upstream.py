@@ -1,7 +1,7 @@
 """An upstream in a process of its own, so that it is in time even where the test is not: one address for every name.
 
-``python -m tests.e2e.upstream [HOST]`` prints its UDP port on 127.0.0.1 (or HOST) and goes on until it is ended.  Names that begin with
-``slow`` are answered `SLOW` seconds later.
+``python -m tests.e2e.upstream [HOST]`` prints its UDP port on 127.0.0.1 (or HOST) and goes on until it is ended.  Names
+that begin with ``slow`` are answered `SLOW` seconds later.
 """
 
 from __future__ import annotations
