@@ -49,7 +49,8 @@ SIX = ("fd00::1", "fd00::2")
 IPS = (["10.9.0.1"], ["10.9.0.2"], ["10.9.0.3", "fd99::1"], ["10.9.0.4"])
 ZONES = tuple(names.from_text(zone) for zone in ("cluster.local.", "in-addr.arpa.", "ip6.arpa."))
 OWN = {"namespaces": ("",), "services": SERVICES, "endpointslices": SLICES, "pods": PODS}
-STEPS = 14
+STEPS = 12
+KINDS_BY_WEIGHT = ("namespaces", *("services",) * 3, *("endpointslices",) * 3, *("pods",) * 2)
 GONE = b'{"type":"ERROR","object":{"kind":"Status","code":410,"reason":"Expired"}}'
 
 
@@ -216,12 +217,21 @@ class History:
         self.remembered: dict[Question, tuple[frozenset[str], tuple[Fact, ...]]] = {}
 
     def run(self) -> None:
-        for _ in range(self.random.randint(0, 4)):
-            self.happen()
+        for kind, stream in self.streams.items():
+            for space in SPACES:
+                for own in OWN[kind]:
+                    key = ("", space) if kind == "namespaces" else (space, own)
+                    if self.chance() < 0.7:
+                        stream.change(key, self.make(kind, key))
         for kind in self.random.sample(KINDS, len(KINDS)):
             self.streams[kind].answer()
         for _ in range(STEPS):
-            (self.move if self.chance() < 0.25 else self.happen)()
+            if self.chance() < 0.25:
+                self.move()
+                if self.chance() < 0.3:
+                    self.streams["endpointslices"].stumble()
+            else:
+                self.happen()
             for _ in range(self.random.randint(0, 3)):
                 stream = self.streams[self.random.choice(KINDS)]
                 if self.chance() < 0.1:
@@ -239,7 +249,7 @@ class History:
 
     def happen(self) -> None:
         """Somebody changes something."""
-        kind = self.random.choice(("namespaces", "services", "services", "endpointslices", "endpointslices", "pods"))
+        kind = self.random.choice(KINDS_BY_WEIGHT)
         space = self.random.choice(SPACES)
         key = ("", space) if kind == "namespaces" else (space, self.random.choice(OWN[kind]))
         stream = self.streams[kind]

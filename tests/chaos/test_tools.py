@@ -82,7 +82,7 @@ async def test_the_load_notices_what_is_lost_and_wrong(tmp_path: Path) -> None:
             await asyncio.sleep(1)
             seen = await load.window()
             assert seen.sent > 50 and seen.lost > 5 and seen.wrong > 5 and seen.sent > seen.lost + seen.wrong
-            assert any("no answer" in text for text in seen.examples) and any("192.0.2.9" in t for t in seen.examples)
+            assert any("['192.0.2.9'], not ['192.0.2.1']" in text for text in seen.examples)
             load.expect({2: [frozenset({"192.0.2.9"})]})
             await load.window()
             await asyncio.sleep(0.3)
@@ -129,7 +129,7 @@ def test_histories_find_bugs(
     monkeypatch: pytest.MonkeyPatch, place: Any, name: str, bug: Callable[..., Any], said: str
 ) -> None:
     monkeypatch.setattr(place, name, bug)
-    assert any(said in text for text in histories.mismatches(0, 400))
+    assert any(said in text for seed in range(1000) for text in histories.mismatches(seed, 1))
 
 
 def test_outcomes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
