@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import sys
 import tempfile
 import time
@@ -41,7 +42,8 @@ def main() -> int:
     options = _options()
     wanted = [one for one in SCENARIOS if not options.tests or one.id.lower() in options.tests]
     seed = int(time.time()) if options.seed is None else options.seed
-    print(f"{len(wanted)} scenarios, seed {seed}, scale {options.scale:g}", file=sys.stderr)
+    busy = os.getloadavg()[0]
+    print(f"{len(wanted)} scenarios, seed {seed}, scale {options.scale:g}, load average {busy:.1f}", file=sys.stderr)
     results = []
     with tempfile.TemporaryDirectory(prefix="chaos-") as directory:
         logs = options.logs or Path(directory)
@@ -50,7 +52,15 @@ def main() -> int:
     print(table(results))
     if options.out:
         options.out.write_text(
-            json.dumps({"seed": seed, "scale": options.scale, "results": [asdict(one) for one in results]}, indent=1)
+            json.dumps(
+                {
+                    "seed": seed,
+                    "scale": options.scale,
+                    "load_average": busy,
+                    "results": [asdict(one) for one in results],
+                },
+                indent=1,
+            )
         )
     return int(any(one.outcome == "FAILED" for one in results))
 
