@@ -36,7 +36,8 @@ SCENARIOS: Final = (
     Scenario(
         "K2",
         "the API server is killed",
-        "0 SERVFAIL, lost, wrong; p99 ≤ 1.1 × before or after; reconnects ≤ 1/s per resource; converged ≤ 2 s after it returns",
+        "0 SERVFAIL, lost, wrong; p99 ≤ 1.1 × before or after; reconnects ≤ 1/s per resource; converged ≤ 2 s after its"
+        " return",
         control.killed,
         f"1 minute instead of 10, {SHORT}; {NOISE}",
         quick=0.08,

@@ -24,7 +24,10 @@ import os
 import random
 import sys
 from collections import deque
+from functools import lru_cache
 from typing import Any
+
+from msgspec.json import encode
 
 from kdns import message
 from kdns import name as names
@@ -85,8 +88,8 @@ class Stream:
             type, item_then = "MODIFIED" if key in self.truth else "ADDED", item
             self.truth[key] = item
         meta = item_then["metadata"] | {"resourceVersion": str(history.version)}
-        text = json.dumps({"type": type, "object": item_then | {"metadata": meta}}, separators=(",", ":"))
-        self.lines.append((history.version, key, item, text.encode()))
+        line = encode({"type": type, "object": item_then | {"metadata": meta}})
+        self.lines.append((history.version, key, item, line))
 
     def feed(self, what: Any) -> None:
         self.now += 0.01
@@ -172,7 +175,7 @@ class Stream:
         self.feed(Opened())
         ends = self._history.chance() < 0.7
         for item in items if ends else items[: len(items) // 2]:
-            self.feed(decode_event(self.kind, json.dumps({"type": "ADDED", "object": item}).encode()))
+            self.feed(decode_event(self.kind, encode({"type": "ADDED", "object": item})))
             if self.kind == "endpointslices":
                 self._history.check_between(before, self.told)
         if not ends:
@@ -181,7 +184,7 @@ class Stream:
         version, kind = RESOURCES[self.kind]
         meta = {"resourceVersion": str(self.version), "annotations": {"k8s.io/initial-events-end": "true"}}
         bookmark = {"type": "BOOKMARK", "object": {"kind": kind, "apiVersion": version, "metadata": meta}}
-        self.feed(decode_event(self.kind, json.dumps(bookmark).encode()))
+        self.feed(decode_event(self.kind, encode(bookmark)))
 
     def pages(self, items: list[Object], before: dict[Key, Object]) -> None:
         whole = self._history.chance() < 0.7
@@ -200,7 +203,7 @@ class Stream:
         version, kind = RESOURCES[self.kind]
         meta = {"resourceVersion": str(self.version), "continue": more}
         found = {"kind": f"{kind}List", "apiVersion": version, "metadata": meta, "items": items}
-        return json.dumps(found, separators=(",", ":")).encode()
+        return encode(found)
 
 
 class History:
@@ -363,7 +366,8 @@ class History:
         items = [item for stream in self.streams.values() for item in stream.truth.values()]
         spaces = {key[1] for key in self.streams["namespaces"].truth}
         known = Cluster(items).answers()
-        orphans = Cluster([*items, *self.phantoms()]).answers()
+        phantoms = self.phantoms()
+        orphans = Cluster([*items, *phantoms]).answers() if phantoms else known
         hidden = [
             f".{space}.{kind}.cluster.local." for space in SPACES if space not in spaces for kind in ("svc", "pod")
         ]
@@ -391,11 +395,15 @@ class History:
     def phantoms(self) -> list[Object]:
         """Headless Services where slices have none."""
         truth = self.streams["services"].truth
+        sliced = {
+            (space, item["metadata"]["labels"]["kubernetes.io/service-name"])
+            for (space, _), item in self.streams["endpointslices"].truth.items()
+        }
         return [
             {"kind": "Service"} | service(own, space)
             for space in SPACES
             for own in SERVICES
-            if (space, own) not in truth or "externalName" in truth[space, own]["spec"]
+            if ((space, own) not in truth or "externalName" in truth[space, own]["spec"]) and (space, own) in sliced
         ]
 
     def unlisted(self, question: Question, known: dict[Question, frozenset[str]]) -> frozenset[str]:
@@ -405,7 +413,7 @@ class History:
 
     def said(self, name: str, type: str) -> tuple[frozenset[str], tuple[Fact, ...]]:
         """What kdns says, as `expected` has it, and the facts that it stands on."""
-        found = self.names.answer(ask(name, TYPES[type]))
+        found = self.names.answer(query(name, type))
         if found is None:
             raise Mismatch(f"{name}: not ours")
         if isinstance(found, Chase):
@@ -431,6 +439,11 @@ QUESTIONS += [
     (names.to_text(names.reverse(names.pack_address(ip))), "PTR")
     for ip in (*FOUR, *SIX, *(ip for ips in IPS for ip in ips))
 ]
+
+
+@lru_cache(10_000)
+def query(name: str, type: str) -> message.Query:
+    return ask(name, TYPES[type])
 
 
 def _text(type: int, data: bytes) -> str:
