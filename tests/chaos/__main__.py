@@ -22,6 +22,10 @@ from tests.chaos.catalogue import SCENARIOS
 from tests.chaos.verdict import NotHere, NotYet, Run, Scenario, Verdict
 
 
+BOUND = 600.0
+"""Seconds that a scenario of scale 1 may take: twice as long as any takes on a machine that others use, too."""
+
+
 @dataclass
 class Result:
     """What became of a scenario."""
@@ -110,7 +114,7 @@ def _play(one: Scenario, progress: str, logs: Path, seed: int, options: argparse
 
 
 async def _bounded(one: Scenario, run: Run) -> Verdict:
-    async with asyncio.timeout(300 * max(1.0, run.scale)):
+    async with asyncio.timeout(BOUND * max(1.0, run.scale)):
         return await one.play(run)
 
 

@@ -190,8 +190,8 @@ SCENARIOS: Final = (
         "a network namespace without IPv4",
         "as K2, and a reload: 0 lost, wrong",
         six.six_only,
-        "K2 and a reload instead of the full suite, whose sockets are IPv4's",
-        quick=0.05,
+        "K2 with 20 s of outage and a reload instead of the full suite, whose sockets are IPv4's",
+        quick=0.2,
     ),
     Scenario(
         "R1",

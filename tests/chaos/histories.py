@@ -492,7 +492,12 @@ async def histories(run: Run) -> Verdict:
         child = await asyncio.create_subprocess_exec(
             *(sys.executable, "-m", "tests.chaos.histories", *words), cwd=ROOT, stdout=asyncio.subprocess.PIPE
         )
-        printed, _ = await child.communicate()
+        try:
+            printed, _ = await child.communicate()
+        finally:
+            if child.returncode is None:
+                child.kill()
+                await child.wait()
         if child.returncode:
             raise RuntimeError("the histories broke off")
         found: list[str] = json.loads(printed)

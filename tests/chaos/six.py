@@ -9,7 +9,7 @@ import asyncio
 import json
 import os
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from tests.chaos import control, world
@@ -34,7 +34,12 @@ async def six_only(run: Run) -> Verdict:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
     )
-    printed, complaints = await child.communicate()
+    try:
+        printed, complaints = await child.communicate()
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
     if child.returncode:
         raise RuntimeError(complaints.decode()[-3000:])
     found = json.loads(printed)
@@ -44,6 +49,7 @@ async def six_only(run: Run) -> Verdict:
 async def play(run: Run) -> Verdict:
     """What is played in there."""
     setting = Setting(host="::1")
+    run = replace(run, scale=0.3 * run.scale)
     verdict = await control.killed(run, setting)
     async with Stage(run, setting) as stage:
         asked = world.questions(world.fill(stage.api), run.seed)
