@@ -7,7 +7,7 @@ SOURCES := pyproject.toml setup.py $(wildcard kdns/*.pyx kdns/*.pxd kdns/native/
 SANITIZED := tests/unit/test_packetcache.py tests/unit/test_udp.py tests/unit/test_multisocket.py \
     tests/unit/test_listen_loop.py
 
-.PHONY: run test check tests test-kube test-coredns bench fuzz fuzz-native sanitized wheels clean
+.PHONY: run test check tests test-kube test-coredns chaos bench fuzz fuzz-native sanitized wheels clean
 
 run: $(VENV)/run  ## serve the sample cluster on 127.0.0.1:1053
 	@printf '%s\n' 'kdns serves the sample cluster in examples/ on 127.0.0.1:1053 (Ctrl-C stops it).  Try:' \
@@ -33,6 +33,10 @@ test-kube: $(VENV)/dev  ## against a real control plane; needs KUBEBUILDER_ASSET
 
 test-coredns: $(VENV)/dev  ## against the real CoreDNS; skipped without coredns on PATH
 	KDNS_PARITY_QUESTIONS=100000 $(BIN)/python -m pytest tests/coredns
+
+chaos: $(VENV)/dev  ## faults of the control plane and of processes, a quarter of an hour; TESTS="K2 L1", SEED=, SCALE=, OUT=
+	$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) $(if $(SCALE),--scale $(SCALE)) $(if $(OUT),--out $(OUT)) \
+	    $(filter-out tests,$(TESTS))
 
 bench: $(VENV)/dev  ## what a query costs, beside every peer on PATH; BENCH='hot --rounds 5' says what
 	$(BIN)/python -m bench $(BENCH)

@@ -1,13 +1,14 @@
 """An upstream in a process of its own, so that it is in time even where the test is not: one address for every name.
 
-``python -m tests.e2e.upstream`` prints its UDP port on 127.0.0.1 and goes on until it is ended.  Names that begin with
-``slow`` are answered `SLOW` seconds later.
+``python -m tests.e2e.upstream [HOST]`` prints its UDP port on 127.0.0.1 (or HOST) and goes on until it is ended.  Names
+that begin with ``slow`` are answered `SLOW` seconds later.
 """
 
 from __future__ import annotations
 
 import select
 import socket
+import sys
 import time
 from collections import deque
 
@@ -23,10 +24,10 @@ def reply(query: bytes) -> bytes:
     return query[:2] + b"\x81\x80\0\1\0" + bytes((bool(records),)) + bytes(4) + query[12:end] + records
 
 
-def main() -> None:
+def main(host: str = "127.0.0.1") -> None:
     later: deque[tuple[float, bytes, tuple[str, int]]] = deque()
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.bind(("127.0.0.1", 0))
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.bind((host, 0))
         print(sock.getsockname()[1], flush=True)
         while True:
             wait = max(0.0, later[0][0] - time.monotonic()) if later else None
@@ -42,4 +43,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -65,7 +65,8 @@ def missing(assets: str) -> list[str]:
 class ControlPlane:
     """One cluster; its data and logs are in ``state``."""
 
-    def __init__(self, assets: Path, state: Path) -> None:
+    def __init__(self, assets: Path, state: Path, qps: int = 0) -> None:
+        """``qps``: requests a second of controllers and scheduler; 0: their own bounds, slow for thousands."""
         self.port = free_port()
         self.state = state
         self.admin = state / "admin.kubeconfig"
@@ -74,6 +75,7 @@ class ControlPlane:
         """May list and watch what a DNS server reads."""
         self.authority = state / "certs" / "apiserver.crt"
         self._assets = assets
+        self._pace = [f"--kube-api-qps={qps}", f"--kube-api-burst={qps}"] if qps else []
         self._commands: dict[str, Sequence[str | Path]] = {}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
 
@@ -128,6 +130,7 @@ class ControlPlane:
             f"--kubeconfig={self.admin}",
             "--leader-elect=false",
             f"--controllers={','.join(CONTROLLERS)}",
+            *self._pace,
             f"--cert-dir={self.state}/certs-manager",
             f"--secure-port={free_port()}",
             "--bind-address=127.0.0.1",
@@ -137,6 +140,7 @@ class ControlPlane:
             f"--kubeconfig={self.admin}",
             "--leader-elect=false",
             f"--cert-dir={self.state}/certs-scheduler",
+            *self._pace,
             f"--secure-port={free_port()}",
             "--bind-address=127.0.0.1",
         )
@@ -194,6 +198,10 @@ class ControlPlane:
             "current-context": "local",
         }
         file.write_text(json.dumps(content))
+
+    def add_nodes(self, count: int) -> None:
+        """More nodes that kwok plays."""
+        self.apply(*(_node(NODES + number) for number in range(count)))
 
     def _key(self) -> Path:
         key = rsa.generate_private_key(public_exponent=65537, key_size=2048)

@@ -30,7 +30,10 @@ class Cluster:
         kinds: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for item in items:
             kinds[item["kind"]].append(item)
-        self._slices = kinds["EndpointSlice"]
+        self._slices: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+        for one in kinds["EndpointSlice"]:
+            of = (one["metadata"].get("labels") or {}).get("kubernetes.io/service-name", "")
+            self._slices[_namespace(one), of].append(one)
         for one in kinds["Namespace"]:
             for kind in ("svc", "pod"):
                 self._exists(f"{one['metadata']['name']}.{kind}.{ZONE}")
@@ -71,10 +74,8 @@ class Cluster:
             self.gone.add(name)
         else:
             self._cluster_ip(name, spec)
-        for one in self._slices:
-            labels = one["metadata"].get("labels", {})
-            if labels.get("kubernetes.io/service-name") == meta["name"] and _namespace(one) == meta["namespace"]:
-                self._endpoints(name, one, headless)
+        for one in self._slices[meta["namespace"], meta["name"]]:
+            self._endpoints(name, one, headless)
 
     def _cluster_ip(self, name: str, spec: dict[str, Any]) -> None:
         for address in spec["clusterIPs"]:
