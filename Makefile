@@ -7,7 +7,7 @@ SOURCES := pyproject.toml setup.py $(wildcard kdns/*.pyx kdns/*.pxd kdns/native/
 SANITIZED := tests/unit/test_packetcache.py tests/unit/test_udp.py tests/unit/test_multisocket.py \
     tests/unit/test_listen_loop.py
 
-.PHONY: run test check tests test-kube test-coredns bench fuzz fuzz-native sanitized clean
+.PHONY: run test check tests test-kube test-coredns bench fuzz fuzz-native sanitized wheels clean
 
 run: $(VENV)/run  ## serve the sample cluster on 127.0.0.1:1053
 	@printf '%s\n' 'kdns serves the sample cluster in examples/ on 127.0.0.1:1053 (Ctrl-C stops it).  Try:' \
@@ -34,8 +34,8 @@ test-kube: $(VENV)/dev  ## against a real control plane; needs KUBEBUILDER_ASSET
 test-coredns: $(VENV)/dev  ## against the real CoreDNS; skipped without coredns on PATH
 	KDNS_PARITY_QUESTIONS=100000 $(BIN)/python -m pytest tests/coredns
 
-bench: $(VENV)/dev  ## CPU per query beside every peer on PATH
-	$(BIN)/python -m bench
+bench: $(VENV)/dev  ## what a query costs, beside every peer on PATH; BENCH='hot --rounds 5' says what
+	$(BIN)/python -m bench $(BENCH)
 
 fuzz: $(VENV)/dev  ## a million mutated packets
 	KDNS_FUZZ_PACKETS=1000000 $(BIN)/python -m pytest tests/fuzz
@@ -44,7 +44,7 @@ fuzz-native: FOR ?= 60
 fuzz-native:  ## the packet cache's C under libFuzzer, ASan and UBSan, for FOR seconds; needs clang
 	@mkdir -p build/fuzz/corpus
 	clang -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -DKD_FIRST_BUCKETS=2 -Ikdns/native \
-	    tests/native/fuzz_table.c kdns/native/table.c kdns/native/names.c -lm -o build/fuzz/table
+	    tests/native/fuzz_table.c $(addprefix kdns/native/,table.c question.c plan.c names.c) -lm -o build/fuzz/table
 	build/fuzz/table -max_total_time=$(FOR) -max_len=4096 -artifact_prefix=build/fuzz/ build/fuzz/corpus
 
 sanitized: $(VENV)/dev  ## the tests of the compiled twins with ASan and UBSan in them; needs gcc
@@ -54,8 +54,12 @@ sanitized: $(VENV)/dev  ## the tests of the compiled twins with ASan and UBSan i
 	    LD_PRELOAD="$$(cc -print-file-name=libasan.so) $$(cc -print-file-name=libubsan.so)" $(BIN)/python -P -m pytest \
 	    -n0 --import-mode=append $(SANITIZED)
 
+wheels: $(VENV)/dev  ## compiled wheels for the usual Linuxes in dist/; needs Docker
+	$(BIN)/pip install --quiet --disable-pip-version-check 'cibuildwheel>=2.22'
+	$(BIN)/cibuildwheel --platform linux --output-dir dist
+
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build *.egg-info
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache build dist *.egg-info kdns/*.so
 
 $(VENV)/python: 
 	$(PYTHON) -c 'import sys; sys.exit("kdns needs Python 3.11 or newer: make PYTHON=python3.12 …" if sys.version_info < (3, 11) else 0)'

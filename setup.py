@@ -7,6 +7,7 @@ makes that an error, ``never`` does not even try.  `kdns.compiled` reads the sam
 
 from __future__ import annotations
 
+import glob
 import os
 import shlex
 
@@ -17,9 +18,11 @@ FLAGS = shlex.split(os.environ.get("KDNS_CFLAGS", ""))
 
 TWINS: dict[str, list[str]] = {
     "kdns._packetcache": [
-        "kdns/_packetcache.pyx", "kdns/native/table.c", "kdns/native/names.c", "kdns/native/udp.c",
-        "kdns/native/threads.c",
+        "kdns/_packetcache.pyx", "kdns/native/table.c", "kdns/native/question.c", "kdns/native/plan.c",
+        "kdns/native/names.c", "kdns/native/udp.c", "kdns/native/threads.c",
     ],
+    "kdns._upstream": ["kdns/_upstream.pyx"],
+    "kdns._wire": ["kdns/_wire.pyx"],
 }  # fmt: skip
 """Extension module → the sources that go into it."""
 
@@ -28,26 +31,24 @@ def extensions() -> list[Extension]:
     """The extension modules to build; empty for ``never``."""
     if WANTED not in ("auto", "must", "never"):
         raise SystemExit(f"KDNS_COMPILED is one of auto, must and never, not {WANTED!r}")
-    if WANTED == "never" or not TWINS:
+    if WANTED == "never":
         return []
     from Cython.Build import cythonize
 
-    return list(
-        cythonize(
-            [
-                Extension(
-                    module,
-                    sources,
-                    extra_compile_args=["-O2", *FLAGS],
-                    extra_link_args=FLAGS,
-                    optional=WANTED != "must",
-                )
-                for module, sources in TWINS.items()
-            ],
-            build_dir="build",
-            language_level=3,
-        )
+    flags = ["-O2", "-g0", *FLAGS]
+    found: list[Extension] = cythonize(
+        [
+            Extension(module, sources, extra_compile_args=flags, extra_link_args=FLAGS)
+            for module, sources in TWINS.items()
+        ],
+        build_dir="build",
+        language_level=3,
     )
+    for extension in found:
+        # Said here, for Cython makes Extensions of its own and leaves this out.
+        extension.optional = WANTED != "must"
+        extension.depends = [*glob.glob("kdns/native/*.h"), *glob.glob("kdns/*.pxd")]
+    return found
 
 
 setup(ext_modules=extensions())

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import signal
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import dns.exception
 import dns.message
 import dns.query
 import dns.rcode
+
+from bench.sample import Cost, Memory
 
 START = 120.0
 """Seconds until a server must answer: some read 100,000 records first."""
@@ -29,56 +32,45 @@ class BenchError(Exception):
     """Something cannot be measured; the message says why."""
 
 
-@dataclass(frozen=True)
-class Memory:
-    """What processes take, in octets."""
-
-    pss: int
-    """Pages that are shared with others count in proportion."""
-    rss: int
-
-
-@dataclass
-class Sample:
-    """One server under one workload, once."""
-
-    answered: int
-    seconds: float
-    """CPU of the server, user and system."""
-    qps: float
-    lost: int
-    latency: float
-    """Average, in seconds."""
-    rcodes: dict[str, float] = field(default_factory=dict)
-    """Shares of the answers."""
-    idle: Memory = field(default_factory=lambda: Memory(0, 0))
-    """Before the questions."""
-    after: Memory = field(default_factory=lambda: Memory(0, 0))
-    """After them."""
-
-    @property
-    def cost(self) -> float:
-        """Microseconds of CPU per answered query."""
-        return self.seconds / self.answered * 1e6 if self.answered else float("nan")
-
-
+@functools.cache
 def cores() -> tuple[set[int], set[int]]:
-    """The core for the server and those for everything else."""
+    """The core for the server and those for everything else, of what we had at the beginning."""
     available = sorted(os.sched_getaffinity(0))
     return {available[0]}, set(available[1:]) or {available[0]}
 
 
 @contextlib.contextmanager
-def running(command: list[str], on: set[int], log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A process pinned to cores; ended, with its children, at the end."""
-    with log.open("wb") as output:
+def pinned(on: set[int]) -> Iterator[None]:
+    """Keep this thread, and whatever it starts meanwhile, to these cores."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, on)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextlib.contextmanager
+def running(
+    command: list[str], on: set[int], log: Path, environment: Mapping[str, str] | None = None, *, piped: bool = False
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A process pinned to cores, with these variables beside ours; ended, with its children, at the end.
+
+    ``piped``: standard input and output are pipes instead of nothing and the log.
+    """
+    with log.open("wb") as output, pinned(on):
         process = subprocess.Popen(
-            command, stdout=output, stderr=output, start_new_session=True, cwd=Path(__file__).resolve().parent.parent,
-            preexec_fn=lambda: os.sched_setaffinity(0, on),
+            command, stdin=subprocess.PIPE if piped else subprocess.DEVNULL,
+            stdout=subprocess.PIPE if piped else output, stderr=output, start_new_session=True,
+            cwd=Path(__file__).resolve().parent.parent, env={**os.environ, **(environment or {})},
         )  # fmt: skip
     try:
         yield process
     finally:
+        for pipe in (process.stdin, process.stdout):
+            if pipe is not None:
+                with contextlib.suppress(BrokenPipeError):
+                    pipe.close()
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -103,25 +95,67 @@ def family(pid: int) -> list[int]:
     return out
 
 
-def cpu(pids: list[int]) -> float:
-    """Seconds of CPU that these processes have had, user and system."""
-    total = 0
-    for pid in pids:
-        for task in Path(f"/proc/{pid}/task").iterdir():
-            with contextlib.suppress(OSError):
-                total += int((task / "schedstat").read_text().split()[0])
-    return total / 1e9
-
-
-def memory(pids: list[int]) -> Memory:
-    """What these processes take together."""
-    total = {"Pss": 0, "Rss": 0}
-    for pid in pids:
+def cpu(pid: int) -> float:
+    """Seconds of CPU that a process and its descendants have had, user and system, those that have ended included."""
+    total = 0.0
+    for process in family(pid):
         with contextlib.suppress(OSError):
-            text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+            # Of children that it has waited for: cutime and cstime, in ticks.
+            ended = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[13:15]
+            total += sum(map(int, ended)) / os.sysconf("SC_CLK_TCK")
+            for task in Path(f"/proc/{process}/task").iterdir():
+                total += int((task / "schedstat").read_text().split()[0]) / 1e9
+    return total
+
+
+def memory(pid: int) -> Memory:
+    """What a process and its descendants take together."""
+    total = {"Pss": 0, "Rss": 0}
+    for process in family(pid):
+        with contextlib.suppress(OSError):
+            text = Path(f"/proc/{process}/smaps_rollup").read_text()
             for kind, kib in re.findall(r"^(Pss|Rss):\s+(\d+) kB", text, re.M):
                 total[kind] += int(kib) * 1024
     return Memory(total["Pss"], total["Rss"])
+
+
+def peak_rss(pid: int) -> int:
+    """The most memory that a process and its descendants of now each ever had resident, together, in octets."""
+    total = 0
+    for process in family(pid):
+        with contextlib.suppress(OSError):
+            found = re.search(r"^VmHWM:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text(), re.M)
+            total += int(found[1]) * 1024 if found else 0
+    return total
+
+
+class PeakPss:
+    """``with PeakPss(pid) as peak``: look at a process's memory, its descendants' included, now and then; `octets` is
+    the most of it."""
+
+    PAUSE = 0.25
+    """Seconds between looks: each costs the process a little."""
+
+    def __init__(self, pid: int) -> None:
+        self.octets = 0
+        self._pid = pid
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    def __enter__(self) -> PeakPss:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        more = True
+        while more:
+            # Also once more at the end.
+            more = not self._end.wait(self.PAUSE)
+            self.octets = max(self.octets, memory(self._pid).pss)
 
 
 def free_ports(count: int) -> int:
@@ -140,14 +174,22 @@ def free_ports(count: int) -> int:
             return first
 
 
-def await_answer(process: subprocess.Popen[bytes], port: int, question: str, rcodes: tuple[str, ...]) -> None:
-    """Wait until the server gives a right answer; raises BenchError."""
+def last_words(log: Path) -> str:
+    """The end of a server's log, for an error that it explains."""
+    lines = log.read_text(errors="replace").strip().splitlines()[-3:] if log.exists() else []
+    return ": " + " / ".join(line.strip()[:300] for line in lines) if lines else ""
+
+
+def await_answer(
+    process: subprocess.Popen[bytes], port: int, question: str, rcodes: tuple[str, ...], log: Path | None = None
+) -> None:
+    """Wait until the server gives a right answer; raises BenchError, with the end of its log."""
     name, kind = question.split()
     query = dns.message.make_query(name, kind)
     deadline = time.monotonic() + START
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise BenchError(f"it ended with status {process.returncode}")
+            raise BenchError(f"it ended with status {process.returncode}{last_words(log) if log else ''}")
         try:
             reply = dns.query.udp(query, "127.0.0.1", 1.0, port, ignore_unexpected=True)
             if not rcodes or dns.rcode.to_text(reply.rcode()) in rcodes:
@@ -155,7 +197,16 @@ def await_answer(process: subprocess.Popen[bytes], port: int, question: str, rco
         except (OSError, dns.exception.DNSException):
             pass
         time.sleep(0.05)
-    raise BenchError(f"no right answer to {question!r} in {START:g} s")
+    raise BenchError(f"no right answer to {question!r} in {START:g} s{last_words(log) if log else ''}")
+
+
+def answers(port: int, name: str) -> bool:
+    """Whether a server has an address for this name now; False also when it says nothing for a moment."""
+    try:
+        reply = dns.query.udp(dns.message.make_query(name, "A"), "127.0.0.1", 0.5, port, ignore_unexpected=True)
+    except (OSError, dns.exception.DNSException):
+        return False
+    return bool(reply.answer)
 
 
 def await_line(process: subprocess.Popen[bytes], log: Path, line: str) -> None:
@@ -171,10 +222,9 @@ def settle(process: subprocess.Popen[bytes]) -> None:
     """Let a server come to rest: until it has hardly worked for a moment."""
     deadline = time.monotonic() + START
     while time.monotonic() < deadline:
-        pids = family(process.pid)
-        before = cpu(pids)
+        before = cpu(process.pid)
         time.sleep(SETTLE)
-        if cpu(pids) - before < SETTLE / 50:
+        if cpu(process.pid) - before < SETTLE / 50:
             return
 
 
@@ -183,33 +233,28 @@ def dnsperf(port: int, file: Path, on: set[int], *, seconds: float, once: bool, 
     command = ["dnsperf", "-s", "127.0.0.1", "-p", str(port), "-d", str(file), "-q", "100", "-T", "1", "-t", "3"]
     command += ["-m", "tcp", "-c", "4"] if tcp else ["-c", "1"]
     command += ["-n", "1"] if once else ["-l", f"{seconds:g}"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, preexec_fn=lambda: os.sched_setaffinity(0, on), check=False
-    )
+    with pinned(on):
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
     statistics = dict(re.findall(r"^\s+([A-Z][^:\n]+):\s+(.+)$", done.stdout, re.M))
     if "Queries completed" not in statistics:
         raise BenchError(f"dnsperf: {done.stderr.strip() or done.stdout.strip()}")
     return statistics
 
 
-def sample(process: subprocess.Popen[bytes], port: int, file: Path, seconds: float, once: bool, tcp: bool) -> Sample:
-    """Ask a running server, and tell what that cost."""
+def cost(process: subprocess.Popen[bytes], port: int, file: Path, *, seconds: float, once: bool, tcp: bool) -> Cost:
+    """Ask a running server as fast as it answers, and tell what that cost."""
     _, others = cores()
     if not once:
         dnsperf(port, file, others, seconds=0.5, once=False, tcp=tcp)
-    pids = family(process.pid)
-    idle = memory(pids)
-    before = cpu(pids)
+    before = cpu(process.pid)
     told = dnsperf(port, file, others, seconds=seconds, once=once, tcp=tcp)
-    spent = cpu(pids) - before
+    spent = cpu(process.pid) - before
     shares = re.findall(r"(\w+) \d+ \((\d+\.\d+)%\)", told.get("Response codes", ""))
-    return Sample(
+    return Cost(
         int(told["Queries completed"].split()[0]),
         spent,
         float(told["Queries per second"]),
         int(told["Queries lost"].split()[0]),
         float(told["Average Latency (s)"].split()[0]),
         {rcode: float(share) / 100 for rcode, share in shares},
-        idle,
-        memory(pids),
     )

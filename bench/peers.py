@@ -6,11 +6,17 @@ foreground, and has one thread or process to answer queries, no query log and no
 
 from __future__ import annotations
 
+import ast
+import functools
+import re
 import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from bench import world
 from bench.world import OUTSIDE, TTL, ZONE, cluster_records, write_zone
@@ -39,6 +45,48 @@ class Place:
         return path
 
 
+def twins(setup: Path = ROOT / "setup.py") -> list[str]:
+    """The extension modules that setup.py builds, from its table ``TWINS``; ValueError when that cannot be read."""
+    for node in ast.parse(setup.read_text()).body:
+        match node:
+            case ast.Assign(targets=[ast.Name("TWINS")], value=value) | ast.AnnAssign(ast.Name("TWINS"), value=value):
+                return list(ast.literal_eval(value or ast.Dict([], [])))
+    raise ValueError(f"{setup} has no table TWINS")
+
+
+def not_compiled(modules: list[str]) -> str:
+    """Why kdns cannot run with these compiled twins; empty when it can."""
+    if not modules:
+        return "setup.py names no compiled twins"
+    for module in modules:
+        try:
+            import_module(module)
+        except ImportError as error:
+            return f"its compiled twins are not built ({error}): see KDNS_COMPILED in setup.py"
+    return ""
+
+
+@functools.cache
+def _not_compiled() -> str:
+    return not_compiled(twins())
+
+
+@functools.cache
+def _no_multisocket() -> str:
+    from kdns.plugins import PluginError, find
+
+    try:
+        find("multisocket")
+    except PluginError as error:
+        return str(error)
+    return _not_compiled()
+
+
+def not_on_path(program: str) -> str:
+    """Why this program cannot run; empty when it can."""
+    return "" if shutil.which(program) else f"'{program}' is not on PATH"
+
+
 @dataclass(frozen=True)
 class Peer:
     """A server that may be on this machine."""
@@ -53,18 +101,36 @@ class Peer:
     tcp: bool = True
     dns: bool = True
     """Answers what is asked; the echo does not."""
+    follows: bool = False
+    """Follows a Kubernetes API."""
+    optional: bool = False
+    """Measured only when the command line names it."""
+    environment: dict[str, str] = field(default_factory=dict)
+    lacks: Callable[[], str] = str
+    """What else it lacks on this machine; empty: nothing."""
+    version: tuple[str, ...] = ()
+    """Arguments that make it tell its version."""
 
     @property
-    def found(self) -> bool:
-        return shutil.which(self.program) is not None
+    def missing(self) -> str:
+        """Why it cannot be measured; empty when it can."""
+        return not_on_path(self.program) or self.lacks()
+
+    def told_version(self) -> str:
+        """What it says about its version, in a line; empty when it says nothing that looks like one."""
+        if not self.version:
+            return ""
+        done = subprocess.run([self.program, *self.version], capture_output=True, text=True, timeout=10, check=False)
+        lines = [line.strip() for line in (done.stdout + done.stderr).splitlines()]
+        return next((line for line in lines if re.search(r"\d+\.\d+", line)), "")
 
 
-def corefile(place: Place, runtime: str = "") -> Path:
-    """The Corefile of kubeadm, but for the ports and the long lameduck."""
+def corefile(place: Place, first: str = "errors") -> Path:
+    """The Corefile of kubeadm, but for the ports and the long lameduck; `first` are its first lines."""
     return place.write(
         "Corefile",
         f""".:{place.port} {{
-    errors
+    {first}
     health 127.0.0.1:{place.http}
     ready 127.0.0.1:{place.http + 1}
     kubernetes cluster.local in-addr.arpa ip6.arpa {{
@@ -88,6 +154,10 @@ def corefile(place: Place, runtime: str = "") -> Path:
 
 def _kdns(place: Place) -> list[str]:
     return [sys.executable, "-m", "kdns", "-conf", str(corefile(place))]
+
+
+def _multisocket(place: Place) -> list[str]:
+    return [sys.executable, "-m", "kdns", "-conf", str(corefile(place, "multisocket 1\n    errors"))]
 
 
 def _coredns(place: Place) -> list[str]:
@@ -233,16 +303,25 @@ def _dnsmasq(place: Place) -> list[str]:
     return ["dnsmasq", *flags, *(f"--{key}={value}" for key, value in settings.items())]
 
 
+def _own(name: str, command: Callable[[Place], list[str]], twin: str, **more: Any) -> Peer:
+    environment = {"KDNS_COMPILED": twin}
+    version = ("-m", "kdns", "-version")
+    return Peer(name, sys.executable, command, follows=True, environment=environment, version=version, **more)
+
+
 PEERS = {
     peer.name: peer
     for peer in (
         Peer("echo", "cc", _echo, forwards=False, tcp=False, dns=False),
-        Peer("kdns", sys.executable, _kdns),
-        Peer("coredns", "coredns", _coredns),
-        Peer("unbound", "unbound", _unbound),
-        Peer("named", "named", _named),
-        Peer("dnsmasq", "dnsmasq", _dnsmasq),
-        Peer("knot", "knotd", _knot, forwards=False),
-        Peer("nsd", "nsd", _nsd, forwards=False),
+        _own("kdns", _kdns, "must", lacks=_not_compiled),
+        _own("kdns-pure", _kdns, "never"),
+        _own("kdns-multisocket", _multisocket, "must", lacks=_no_multisocket, optional=True),
+        Peer("coredns", "coredns", _coredns, follows=True, version=("-version",)),
+        Peer("unbound", "unbound", _unbound, version=("-V",)),
+        Peer("named", "named", _named, version=("-v",)),
+        Peer("dnsmasq", "dnsmasq", _dnsmasq, version=("--version",)),
+        Peer("knot", "knotd", _knot, forwards=False, version=("--version",)),
+        Peer("nsd", "nsd", _nsd, forwards=False, version=("-v",)),
     )
 }
+"""In the order of the tables."""

@@ -16,6 +16,16 @@ ZONE = "cluster.local."
 OUTSIDE = "bench.example."
 """The zone behind the upstream."""
 TTL = 30
+CHANGING = 200
+"""Services that come and go while objects change."""
+CHANGES = 1000
+"""Changes of objects in a second."""
+LARGE = (10_000, 15_000)
+"""Services and slices of the cluster that is listed again."""
+LAST_NAMESPACE = "zz"
+"""Comes last in every list."""
+HOT = 200
+"""Services whose names are asked over and over."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +43,10 @@ class Service:
         return f"{self.name}.{self.namespace}.svc.{ZONE}"
 
 
-def services() -> list[Service]:
-    """All Services; the same in every run."""
+def services(count: int = SERVICES) -> list[Service]:
+    """So many Services; the same in every run, and the first ones the same for every count."""
     out: list[Service] = []
-    for number in range(SERVICES):
+    for number in range(count):
         headless = number % HEADLESS_EVERY == 0
         first = number // 250, number % 250 + 1
         addresses = (
@@ -46,6 +56,35 @@ def services() -> list[Service]:
         )
         out.append(Service(NAMESPACES[number % len(NAMESPACES)], f"svc-{number}", addresses, headless))
     return out
+
+
+def slices(service_count: int, slice_count: int) -> Iterator[tuple[str, Service, tuple[str, ...]]]:
+    """(name, Service, addresses) of EndpointSlices: one for each headless Service, and more for the others' endpoints
+    until there are `slice_count`."""
+    told = 0
+    for service in services(service_count):
+        if service.headless:
+            told += 1
+            yield f"{service.name}-1", service, service.addresses
+    others = [service for service in services(service_count) if not service.headless]
+    for number in range(slice_count - told):
+        service, last = others[number % len(others)], f"{number // 250 % 250}.{number % 250 + 1}"
+        addresses = tuple(f"10.{100 + 20 * endpoint + number // 62500}.{last}" for endpoint in range(ENDPOINTS))
+        yield f"{service.name}-{1 + number // len(others)}", service, addresses
+
+
+def changing() -> list[Service]:
+    """The Services that come and go; half of them headless.  Only servers that follow the API have them."""
+    return [
+        Service(NAMESPACES[number % len(NAMESPACES)], f"change-{number}", (f"10.99.0.{number + 1}",), number % 2 == 0)
+        for number in range(CHANGING)
+    ]
+
+
+def marker(relist: int, number: int) -> Service:
+    """A headless Service that only a new list tells of, at the end of every list: for the n-th relist, as many as are
+    wanted, so that each name is asked once and no cached denial is in the way."""
+    return Service(LAST_NAMESPACE, f"relist-{relist}-{number}", ("10.201.0.1",), True)
 
 
 def pods(count: int) -> Iterator[tuple[str, str]]:
@@ -82,18 +121,24 @@ class Workload:
     name: str
     what: str
     questions: Callable[[int], Iterator[str]]
-    """(how many) → lines for dnsperf."""
+    """(how many) → lines ``name type``."""
     once: bool = False
     """Every question is asked once; otherwise the file is asked over and over."""
     forwards: bool = False
     """Needs a server that asks another."""
     tcp: bool = False
+    changes: int = 0
+    """Changes of objects in a second meanwhile.  Only for servers that follow a Kubernetes API."""
+    relist: bool = False
+    """Everything is listed again meanwhile, in a large cluster; only latencies are measured."""
+    more: bool = False
+    """There is no end to its questions: servers need no data for them."""
     rcodes: tuple[str, ...] = ("NOERROR",)
     """What a right server answers."""
 
 
 def _hot(count: int) -> Iterator[str]:
-    names = [service.fqdn for service in services()[:200]]
+    names = [service.fqdn for service in services()[:HOT]]
     chosen = random.Random(1)
     return (f"{chosen.choice(names)} A" for _ in range(10_000))
 
@@ -138,22 +183,40 @@ def _forward_miss(count: int) -> Iterator[str]:
     return (f"{name} A" for name in outside(count))
 
 
+def _changes(count: int) -> Iterator[str]:
+    hot, others = ([service.fqdn for service in found] for found in (services()[:HOT], changing()))
+    chosen = random.Random(6)
+    for _ in range(5_000):
+        yield f"{chosen.choice(hot)} A"
+        yield f"{chosen.choice(others)} A"
+
+
 WORKLOADS = {
     workload.name: workload
     for workload in (
         Workload("hot", "hot cluster names", _hot),
         Workload("cold", "cluster names asked once (Pods and Services)", _cold, once=True),
-        Workload("nxdomain", "random NXDOMAIN below a namespace", _nxdomain, once=True, rcodes=("NXDOMAIN",)),
+        Workload(
+            "nxdomain", "random NXDOMAIN below a namespace", _nxdomain, once=True, more=True, rcodes=("NXDOMAIN",)
+        ),
         Workload("search", "ndots:5 search mix, A and AAAA", _search, rcodes=("NOERROR", "NXDOMAIN")),
         Workload("forward-hit", "forwarded, cached", _forward_hit),
-        Workload("forward-miss", "forwarded, every name new", _forward_miss, once=True, forwards=True),
+        Workload("forward-miss", "forwarded, every name new", _forward_miss, once=True, forwards=True, more=True),
         Workload("tcp", "TCP, 4 connections, pipelined", _hot, tcp=True),
+        Workload(
+            "changes",
+            "hot names and names that change, 1,000 changes/s",
+            _changes,
+            changes=CHANGES,
+            rcodes=("NOERROR", "NXDOMAIN"),
+        ),
+        Workload("relist", "hot names, 1,000 changes/s and a relist", _hot, changes=CHANGES, relist=True),
     )
 }
 
 
 def write_questions(workload: Workload, count: int, path: Path) -> None:
-    """The file that dnsperf reads."""
+    """The file that dnsperf and our own generator read."""
     with path.open("w") as file:
         file.writelines(f"{line}\n" for line in workload.questions(count))
 

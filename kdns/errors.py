@@ -10,6 +10,7 @@
      ├─ BadValue             a word of a Corefile that is not of its grammar   (values)
      ├─ CorefileError        a Corefile that cannot be served; knows file:line (corefile)
      ├─ ObjectError          an API object or manifest that makes no sense     (cluster.objects)
+     ├─ SnapshotError        a snapshot that cannot be used or written         (cluster.snapshotfile)
      ├─ ApiError             the API server did not give what was asked        (cluster.credentials)
      ├─ UpstreamError        another server did not answer                     (upstream)
      └─ ListenError          an address that cannot be listened on             (listen.sockets)

@@ -6,11 +6,13 @@
                │ None, or an error's bytes    │ none: REFUSED
 
 A listener asks the packet cache first and comes here on a miss.  `Handler.handle` runs the road at once as far as it
-goes without waiting; only a chain that waits for something becomes a task (see `Handler.finish`).
+goes without waiting; the rest of a chain that waits is a `Waiting`, which becomes a task only where it waits for
+something that is not kdns's own.
 """
 
 from __future__ import annotations
 
+import asyncio
 import types
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from typing import Any, Final, TypeAlias
@@ -23,6 +25,7 @@ from kdns.message import DS, FOREVER, IN, REFUSED, SERVFAIL, Listener, Query, Re
 from kdns.name import ROOT, Name, above, parent
 from kdns.packetcache import PacketCache
 from kdns.plugin import Next, Process
+from kdns.promise import Promise
 from kdns.querymetrics import NO_ZONE
 from kdns.wire import pack_reply, parse_query, reply_limit
 
@@ -31,12 +34,74 @@ Answering: TypeAlias = Coroutine[Any, Any, bytes | None]
 _NO_BLOCK: Final = Reply(REFUSED)
 
 
-class Waiting(msgspec.Struct, frozen=True):
-    """A query whose chain waits for something: give it to `Handler.finish`."""
+class Waiting:
+    """A query whose chain waits for something: `park` it."""
 
-    answering: Answering
-    future: Any
-    """What the chain waits for."""
+    __slots__ = ("_answering", "_future", "_handler", "_settled", "_task")
+
+    _settled: Callable[[Waiting, bytes | None], None]
+
+    def __init__(self, handler: Handler, answering: Answering, future: Any) -> None:
+        """``answering`` was stepped by hand until it waited for ``future``."""
+        self._handler = handler
+        self._answering = answering
+        self._future = future
+        self._task: asyncio.Task[bytes | None] | None = None
+
+    def park(self, settled: Callable[[Waiting, bytes | None], None]) -> None:
+        """Go on when what is waited for has come.
+
+        ``settled`` is called once, at the end, with this and the reply: None: stay silent.
+        """
+        self._settled = settled
+        self._handler.in_flight += 1
+        self._wait(self._future)
+
+    def cancel(self) -> None:
+        """Nobody wants the reply any more; what is parked is settled without one."""
+        if self._task is not None:
+            self._task.cancel()
+            return
+        self._future.remove_done_callback(self._wake)
+        self._step(asyncio.CancelledError())
+
+    def _wait(self, future: Any) -> None:
+        self._future = future
+        if type(future) is Promise:
+            future.add_done_callback(self._wake)
+        else:
+            self._task = asyncio.get_running_loop().create_task(_finish(self._answering, future))
+            self._task.add_done_callback(self._finished)
+
+    def _wake(self, promise: Promise[Any]) -> None:
+        self._step(None)
+
+    def _step(self, error: BaseException | None) -> None:
+        """Run the coroutine until it waits again, or ends."""
+        answering = self._answering
+        try:
+            future = answering.send(None) if error is None else answering.throw(error)
+        except StopIteration as done:
+            self._settle(done.value if error is None else None)
+        except BaseException as raised:
+            self._settle(None)
+            # As in a task: something that the chain waited for was cancelled, or we are.
+            if not isinstance(raised, asyncio.CancelledError):
+                raise
+        else:
+            self._wait(future)
+
+    def _finished(self, task: asyncio.Task[bytes | None]) -> None:
+        reply: bytes | None = None
+        try:
+            if not task.cancelled():
+                reply = task.result()
+        finally:
+            self._settle(reply)
+
+    def _settle(self, reply: bytes | None) -> None:
+        self._handler.in_flight -= 1
+        self._settled(self, reply)
 
 
 class Routes(msgspec.Struct, frozen=True):
@@ -68,6 +133,8 @@ class Routes(msgspec.Struct, frozen=True):
 
     def _longest(self, name: Name, without: Name | None = None) -> Next | None:
         chains = self.chains
+        if len(chains) == 1 and ROOT in chains:
+            return chains[ROOT] if without != ROOT else None
         at = 0
         while True:
             zone = name[at:]
@@ -118,17 +185,7 @@ class Handler:
             answering.close()
             self._shed.value += 1
             return pack_reply(query, Reply(SERVFAIL), reply_limit(query, _NO_BLOCK))
-        return Waiting(answering, future)
-
-    async def finish(self, waiting: Waiting, send: Callable[[bytes], None]) -> None:
-        """Run the rest of a query that waits, and ``send`` its reply if there is one.  Make it a task."""
-        self.in_flight += 1
-        try:
-            reply = await _resume(waiting.answering, waiting.future)
-        finally:
-            self.in_flight -= 1
-        if reply is not None:
-            send(reply)
+        return Waiting(self, answering, future)
 
     async def resolve(self, query: Query) -> Reply:
         """Route a query and ask its chain.  Never raises; a query of kdns to itself comes in here."""
@@ -179,6 +236,10 @@ class Handler:
                 lease = lease.shrink(FOREVER)
             self._packets.put(scope, packet, packed, lease, now, report)
         return packed
+
+
+async def _finish(answering: Answering, future: Any) -> bytes | None:
+    return await _resume(answering, future)
 
 
 @types.coroutine

@@ -161,6 +161,12 @@ AUDIT_DELETED: Final = 50_000
 AUDIT_TIME: Final = 900.0
 """All pages of one kind; 150,000 Pods at two pages a second take four to six minutes."""
 
+# --- snapshots (what is turned away: kdns_kubernetes_snapshot_refusals_total{reason}) ---------------------------------
+SNAPSHOT_FILE: Final = 128 * 2**20
+"""One snapshot, to read or to write; 150,000 Pods with all their labels come to a third of it."""
+SNAPSHOT_TIME: Final = 5.0
+"""Reading it for its checksum; a disk that takes longer is not waited for."""
+
 # --- manifests (an edit that goes beyond is refused: kdns_manifests_refused_total) -----------------------------------
 MANIFEST_FILES: Final = 10_000
 """Files below a ``manifests`` directory."""

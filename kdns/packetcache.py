@@ -4,9 +4,7 @@ The packet cache repeats what the chain answered before, patched for who asks no
 question come from the asker's packet, ages and the order of addresses from the `message.Lease`.  A hit is one lookup
 and one concatenation.  What it has not seen in exactly this form, or cannot read, it leaves to the chain.
 
-Which packets are one question: those with the same octets but for the ID and the case of letters in the name.
-Cookies and padding (RFC 7873, RFC 7830) differ from query to query and change no answer: they are left out, the length
-of the packet stands for them.  Any other EDNS option, odd flags or counts: never stored, so never found.
+Which packets are one question: see `kdns.questions`.
 
 A reply whose lease has a ``denial`` (`kdns.denial`) becomes a general entry: one that answers for every name below the
 apex that is proven not to exist, whatever its length.  It is asked when there is no entry for the very question, and
@@ -28,31 +26,18 @@ import struct
 from array import array
 from collections.abc import Iterable
 from math import floor
-from typing import Final, TypeAlias
+from typing import Final
 
 from kdns.compiled import twin
 from kdns.denial import Existing
-from kdns.generalize import Scheme, cut, scheme
-from kdns.message import AAAA, FOREVER, OPT, OPTION_COOKIE, OPTION_PADDING, TC, A, Duty, Fact, Lease, Report
+from kdns.message import FOREVER, TC, Duty, Fact, Lease, Report
 from kdns.metrics import Metrics
 from kdns.name import MAX_LABEL, MAX_NAME
+from kdns.patches import POINTER, Plan, Scheme, cut, make_plan, scheme
+from kdns.questions import OPT_SIZE, Form, Key, form_of, options_ignored, storage_key
 from kdns.standing import Standing
 
-Form: TypeAlias = bytes | tuple[bytes, int]
-"""All but the name: scope, flags, counts and what follows the name; (the same up to the options of OPT, octets of the
-packet without its name) for a packet with options."""
-Key: TypeAlias = bytes | tuple[bytes, int] | tuple[bytes, Form]
-"""Scope and packet from the flags on, name folded; (the same up to the options of OPT, octets of the packet) for a
-packet with options; for a general entry (apex without the root octet, form)."""
-
 _HEADER: Final = 12
-_POINTER: Final = 0xC0
-_OPT_HEAD: Final = b"\0\0\x29"
-_OPT_SIZE: Final = 11
-_IGNORED: Final = (OPTION_COOKIE, OPTION_PADDING)
-_PLAIN_COUNTS: Final = (b"\0\1\0\0\0\0\0\0", b"\0\1\0\0\0\0\0\1")
-_COUNTS: Final = struct.Struct(">HHH")
-_RECORD: Final = struct.Struct(">HHIH")
 _TTL: Final = struct.Struct(">I")
 _SHORT: Final = struct.Struct(">H")
 _OVERHEAD: Final = 640
@@ -131,19 +116,6 @@ class General(Entry):
     """``tail`` without its pointers."""
     counted: array[int]
     """Hits that are not paid for, by octets of the name."""
-
-
-class Plan:
-    """Where the changing parts of a reply are; offsets count from the end of the question."""
-
-    __slots__ = ("base", "run", "ttls")
-
-    def __init__(self, base: bytes, ttls: tuple[tuple[int, int], ...], run: tuple[int, ...]) -> None:
-        self.base = base
-        self.ttls = ttls
-        """(Offset, seconds when stored) of every TTL."""
-        self.run = run
-        """Start of each address of the answer and the end of the last; empty: nothing to rotate."""
 
 
 class Line:
@@ -303,7 +275,7 @@ class PacketCache:
 
     def _get_with_options(self, scope: bytes, packet: bytes, end: int) -> Entry | None:
         """The entry for a packet whose EDNS options do not matter; None when there are none, or others."""
-        if end < 0 or len(packet) <= end + 5 + _OPT_SIZE or not _options_ignored(packet, end + 5):
+        if end < 0 or len(packet) <= end + 5 + OPT_SIZE or not options_ignored(packet, end + 5):
             return None
         return self._table.get((scope + packet[2:end].lower() + packet[end : end + 14], len(packet)))
 
@@ -337,7 +309,7 @@ class PacketCache:
         self, general: dict[Form, General], scope: bytes, packet: bytes, end: int
     ) -> General | None:
         """As `_get_with_options`, of the general entries of one apex."""
-        if len(packet) <= end + 5 + _OPT_SIZE or not _options_ignored(packet, end + 5):
+        if len(packet) <= end + 5 + OPT_SIZE or not options_ignored(packet, end + 5):
             return None
         return general.get((scope + packet[2:_HEADER] + packet[end : end + 14], len(packet) - (end + 1 - _HEADER)))
 
@@ -396,7 +368,7 @@ class PacketCache:
         general.apex, general.form = denial.apex[:-1], form_of(scope, packet)
         general.key, general.facts = (general.apex, general.form), ()
         general.existing, general.scheme = denial.existing, fitting
-        general.pieces, general.pointer = cut(reply[end + 5 :], fitting.places), (_POINTER << 8) + fitting.target
+        general.pieces, general.pointer = cut(reply[end + 5 :], fitting.places), (POINTER << 8) + fitting.target
         general.counted = _no_counts()
         name = end + 1 - _HEADER
         general.octets = (len(packet) - name, len(reply) - name, len(packet) + len(reply) + _GENERAL_OVERHEAD)
@@ -477,40 +449,6 @@ def packet_cache(max_entries: int, max_bytes: int, metrics: Metrics) -> PacketCa
     return cache
 
 
-def storage_key(scope: bytes, packet: bytes) -> Key | None:
-    """Under what the reply to a packet is kept; None when `PacketCache.get` could not find it again for sure.
-
-    The key is unambiguous although flags, counts and length octets are folded together with the letters: in a stored
-    packet none of them is a letter in either case, so only a packet with the same ones folds to the same key.
-    """
-    end = packet.find(0, _HEADER)
-    if len(packet) < end + 5 or packet[2] > 1 or packet[3] & ~0x30 or packet[4:12] not in _PLAIN_COUNTS:
-        return None
-    at = _HEADER
-    while at < end:
-        at += 1 + packet[at]
-    if at != end:  # a zero octet inside a label
-        return None
-    plain = scope + packet[2:end].lower() + packet[end:]
-    rest = len(packet) - end - 5
-    if not packet[11]:
-        return None if rest else plain
-    if rest == _OPT_SIZE and packet[end + 5 : end + 8] == _OPT_HEAD and packet[-2:] == b"\0\0":
-        return plain
-    if rest > _OPT_SIZE and _options_ignored(packet, end + 5):
-        return scope + packet[2:end].lower() + packet[end : end + 14], len(packet)
-    return None
-
-
-def form_of(scope: bytes, packet: bytes) -> Form:
-    """What replies to other names than this packet's must have in common with its own; for one with a `storage_key`."""
-    end = packet.find(0, _HEADER)
-    head = scope + packet[2:_HEADER]
-    if len(packet) > end + 5 + _OPT_SIZE:
-        return head + packet[end : end + 14], len(packet) - (end + 1 - _HEADER)
-    return head + packet[end:]
-
-
 def _no_counts() -> array[int]:
     return array("Q", bytes(8 * (MAX_NAME + 1)))
 
@@ -522,49 +460,3 @@ def _owed(entry: Entry, replays: int) -> Iterable[tuple[int, int, int]]:
         return ((replays, query_octets, reply_octets),)
     counted, entry.counted = entry.counted, _no_counts()
     return [(times, query_octets + name, reply_octets + name) for name, times in enumerate(counted) if times]
-
-
-def _options_ignored(packet: bytes, at: int) -> bool:
-    """Whether the OPT record at ``at`` ends the packet and holds nothing but a cookie and padding."""
-    if packet[at : at + 3] != _OPT_HEAD or int.from_bytes(packet[at + 9 : at + 11], "big") != len(packet) - at - 11:
-        return False
-    at += _OPT_SIZE
-    for _ in _IGNORED:
-        if int.from_bytes(packet[at : at + 2], "big") not in _IGNORED:
-            return False
-        at += 4 + int.from_bytes(packet[at + 2 : at + 4], "big")
-        if at >= len(packet):
-            return at == len(packet)
-    return False
-
-
-def make_plan(head: bytes, tail: bytes, rotate: bool) -> Plan | None:
-    """Find the TTLs and the addresses in a reply that ``wire`` packed.
-
-    None: the addresses should rotate and cannot, because they do not stand together under one name.
-    """
-    answers, authority, additional = _COUNTS.unpack_from(head, 4)
-    ttls: list[tuple[int, int]] = []
-    addresses: list[int] = []
-    end = at = 0
-    together = True
-    for number in range(answers + authority + additional):
-        start = at
-        while 0 < tail[at] < _POINTER:
-            at += 1 + tail[at]
-        at += 2 if tail[at] else 1
-        type_, _, ttl, size = _RECORD.unpack_from(tail, at)
-        if type_ != OPT:
-            ttls.append((at + 4, ttl))
-        at += _RECORD.size + size
-        if rotate and number < answers and type_ in (A, AAAA):
-            # A pointer before the run stays true wherever the record moves; a name written out would be moved away
-            # under the pointers of the others.
-            together &= tail[start] >= _POINTER and (
-                not addresses or (start == end and tail[start : start + 2] == tail[addresses[0] : addresses[0] + 2])
-            )
-            addresses.append(start)
-            end = at
-    if len(addresses) < 2:
-        return Plan(tail, tuple(ttls), ())
-    return Plan(tail, tuple(ttls), (*addresses, end)) if together else None

@@ -26,9 +26,9 @@ Lease rules (see `message.Lease`):
 6. A lease's ``denial`` says that an NXDOMAIN is true for other names, too (`kdns.denial`).  No plugin sees those any
    more, so it is granted below plugins that are ``blind`` only: see `Plugin.prove`.
 
-A plugin of kdns itself never awaits anything that needs a current task (``asyncio.timeout``, ``wait_for``) before it
-has been suspended once: chains are stepped by hand and become a task only when they really wait.  Third-party plugins
-need not know: they get a task of their own unless they say ``inline = True``.
+A plugin of kdns itself never awaits anything that needs a current task (``asyncio.timeout``, ``wait_for``): chains are
+stepped by hand, even while they wait for an upstream, and become a task only when they wait for something of asyncio's.
+Third-party plugins need not know: they get a task of their own unless they say ``inline = True``.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class Plugin:
     apart: Iterable[Name] = ()
     """Zones that I tell apart although I am ``blind``; final when ``setup`` returns."""
     inline: ClassVar[bool] = False
-    """True: I await nothing that needs a current task before being suspended once."""
+    """True: I await nothing that needs a current task."""
     handles: bool = True
     """False: configuration only, not a link of the chain.  May be set per instance."""
     before: ClassVar[str] = ""
@@ -205,6 +205,8 @@ class Process:
         self.warehouse = Warehouse()
         self.ask: Callable[[Query], Awaitable[Reply]] = _no_server
         """A question to the whole server, server-block routing included."""
+        self.asked: Callable[[], int] = lambda: 0
+        """How many queries have come to all listeners so far."""
         self.plugins: list[Plugin] = []
         """All plugins of the configuration that is in force, in chain order."""
         self.stopping = False

@@ -128,7 +128,8 @@ def to_text(type: int, rdata: bytes) -> str:
         except (BadRdata, IndexError, struct.error):
             return _hex(rdata)
     # dnspython remembers every type that it was ever asked for: it is asked for those that have a name.
-    return _dnspython_to_text(type, rdata) if type in TYPES else _hex(rdata)
+    # It shows some empty data as no text at all.
+    return (_dnspython_to_text(type, rdata) if type in TYPES else "") or _hex(rdata)
 
 
 def _hex(rdata: bytes) -> str:

@@ -39,10 +39,14 @@ class Server:
         """``load`` reads the Corefile (KdnsError, OSError); ``port`` is for keys without one."""
         self.process = process or Process()
         self.process.ask = self._ask
+        self.process.asked = self._asked
         self._load = load
         self._port = port
         self._packets = packet_cache(limits.PACKET_CACHE_ENTRIES, limits.PACKET_CACHE_BYTES, self.process.metrics)
         self.process.facts.subscribe(self._packets.forget)
+        self._lookups = [
+            self.process.metrics.counter(f"kdns_packetcache_{what}_total", "").cell() for what in ("hits", "misses")
+        ]
         self._current: Configuration | None = None
         self._building = False
         """A new configuration takes things out of the Warehouse that nobody else may use yet."""
@@ -135,8 +139,13 @@ class Server:
         await asyncio.gather(*(_drain(plugin) for plugin in plugins))
         for serving in self._endpoints.values():
             serving.stop_reading()
+        asked = self._asked()
         if graceful:
             await self._wait_for_answers()
+            # What has come meanwhile lies in the sockets: it is answered as far as that can be done at once.
+            for serving in self._endpoints.values():
+                serving.read_the_rest()
+        self._tell_stragglers(self._asked() - asked, sum(serving.waiting for serving in self._endpoints.values()))
         for serving in self._endpoints.values():
             serving.close()
         for retired in list(self._retired):
@@ -325,6 +334,18 @@ class Server:
         while self.process.now() < deadline and any(serving.waiting for serving in self._endpoints.values()):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
+    def _tell_stragglers(self, late: int, cut: int) -> None:
+        """Say what a longer lameduck, or upstreams that answer, would have saved; nothing is said of nothing."""
+        if late:
+            log.emit(log.WARNING, f"{late} queries came after the end of lameduck: it was too short for some")
+        if cut:
+            log.emit(log.WARNING, f"{cut} queries are cut off unanswered")
+
+    def _asked(self) -> int:
+        """How many queries have come: each has been looked up in the packet cache."""
+        self._packets.settle()
+        return int(sum(cell.value for cell in self._lookups))
+
     async def _ask(self, query: Query) -> Reply:
         for endpoint, serving in self._endpoints.items():
             if endpoint.label == query.listener.server:
@@ -360,6 +381,11 @@ class _Serving(msgspec.Struct):
     def stop_reading(self) -> None:
         """Take no more queries."""
         for listener in self.listeners:
+            listener.stop_reading()
+
+    def read_the_rest(self) -> None:
+        """Answer the datagrams that have come since `stop_reading`."""
+        for listener in self.datagram:
             listener.stop_reading()
 
     def close(self) -> None:

@@ -193,6 +193,11 @@ class FakeUpstream:
         """How often each source port was used over UDP."""
         return Counter(asked.peer[1] for asked in self.asked if asked.proto == "udp")
 
+    def send(self, datagram: bytes, to: tuple[str, int]) -> None:
+        """Send from the server's address what nobody has asked for."""
+        assert self._transport is not None
+        self._transport.sendto(datagram, to)
+
     async def start(self) -> None:
         """Listen; on the port of last time after a `stop`."""
         loop = asyncio.get_running_loop()

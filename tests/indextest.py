@@ -12,7 +12,14 @@ from kdns.cluster.objects import KINDS, Apply, Init, InitApply, InitDone, Object
 from kdns.message import Record, Reply
 from tests.plugintest import ask
 
-KIND_OF = {"Namespace": "namespaces", "Service": "services", "EndpointSlice": "endpointslices", "Pod": "pods"}
+KIND_OF = {
+    "Namespace": "namespaces",
+    "Service": "services",
+    "EndpointSlice": "endpointslices",
+    "Pod": "pods",
+    "ServiceImport": "serviceimports",
+    "ImportedSlice": "importedslices",
+}
 ZONES = tuple(name.from_text(zone) for zone in ("cluster.local.", "in-addr.arpa.", "ip6.arpa."))
 
 
@@ -45,30 +52,43 @@ def port_of(text: str) -> dict[str, Any]:
 def slice_of(
     text: str, *endpoints: str, of: str = "", ports: Iterable[str] = ("http 80",), changed: str = ""
 ) -> Object:
-    """``slice_of("web-a.dev", "10.1.0.1 host pod", of="web")``; ``-`` for no hostname."""
+    """``slice_of("web-a.dev", "10.1.0.1 host pod zone", of="web")``; ``-`` for what there is not."""
+    labels = {"kubernetes.io/service-name": of} if of else {}
+    notes = {"endpoints.kubernetes.io/last-change-trigger-time": changed} if changed else {}
+    return from_manifest("endpointslices", _slice(text, endpoints, ports, labels, notes))
+
+
+def imported(text: str, *endpoints: str, of: str, cluster: str = "", ports: Iterable[str] = ("http 80",)) -> Object:
+    """As `slice_of`, but of a ServiceImport: ``imported("web-east.dev", "10.1.0.1", of="web", cluster="east")``."""
+    labels = {"multicluster.kubernetes.io/service-name": of}
+    labels |= {"multicluster.kubernetes.io/source-cluster": cluster} if cluster else {}
+    return from_manifest("importedslices", _slice(text, endpoints, ports, labels, {}))
+
+
+def _slice(
+    text: str, endpoints: Iterable[str], ports: Iterable[str], labels: dict[str, str], notes: dict[str, str]
+) -> dict[str, Any]:
     own, _, space = text.partition(".")
     found = []
     for endpoint in endpoints:
-        address, host, pod = (*endpoint.split(), "-", "-")[:3]
-        found.append(
-            {
-                "addresses": [address],
-                "hostname": None if host == "-" else host,
-                "targetRef": None if pod == "-" else {"name": pod},
-            }
-        )
-    family = "IPv6" if any(":" in endpoint for endpoint in endpoints) else "IPv4"
-    labels = {"kubernetes.io/service-name": of} if of else {}
-    notes = {"endpoints.kubernetes.io/last-change-trigger-time": changed} if changed else {}
-    return from_manifest(
-        "endpointslices",
-        {
-            "metadata": {"name": own, "namespace": space, "labels": labels, "annotations": notes},
-            "addressType": family,
-            "endpoints": found,
-            "ports": [port_of(port) for port in ports],
-        },
-    )
+        address, *more = (*endpoint.split(), "-", "-", "-")[:4]
+        host, pod, zone = (None if word == "-" else word for word in more)
+        target = {"name": pod} if pod else None
+        found.append({"addresses": [address], "hostname": host, "targetRef": target, "zone": zone})
+    return {
+        "metadata": {"name": own, "namespace": space, "labels": labels, "annotations": notes},
+        "addressType": "IPv6" if any(":" in endpoint for endpoint in endpoints) else "IPv4",
+        "endpoints": found,
+        "ports": [port_of(port) for port in ports],
+    }
+
+
+def service_import(text: str, *addresses: str, ports: Iterable[str] = ("http 80",)) -> Object:
+    """``service_import("web.dev", "10.112.0.5")``; without addresses it is headless."""
+    own, _, space = text.partition(".")
+    spec = {"ports": [port_of(port) for port in ports]}
+    spec |= {"type": "ClusterSetIP", "ips": list(addresses)} if addresses else {"type": "Headless"}
+    return from_manifest("serviceimports", {"metadata": {"name": own, "namespace": space}, "spec": spec})
 
 
 def pod(text: str, *addresses: str, labels: dict[str, str] | None = None, terminating: bool = False) -> Object:

@@ -7,12 +7,26 @@ import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
+import pytest
+
 from kdns.message import Listener, Reply
 from kdns.metrics import Metrics
-from kdns.upstream import Group, Options, Settings, Upstream, Upstreams
+from kdns.upstream import Group, Options, Settings, Upstream, Upstreams, plain
 from tests.fakeupstream import FakeUpstream
 from tests.plugintest import ask as ask_for
 from tests.plugintest import shown
+
+try:
+    from kdns import _upstream as compiled
+except ImportError:
+    compiled = None
+needs_compiled = pytest.mark.skipif(compiled is None, reason="kdns._upstream was not built")
+
+
+def twins() -> list[Any]:
+    """`kdns.upstream.plain` and its compiled twin, as parameters."""
+    return [pytest.param(plain, id="plain"), pytest.param(compiled, id="compiled", marks=needs_compiled)]
+
 
 TCP = Listener(proto="tcp", local=("127.0.0.1", 53))
 """What a client over TCP comes in through."""

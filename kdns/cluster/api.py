@@ -55,6 +55,8 @@ from kdns.metrics import Metrics
 
 __all__ = ["ApiError", "ApiSource", "Connection", "Selection"]
 
+SILENT: Final = 3.0
+"""Seconds without an answer after which that is told."""
 SLICE: Final = 0.001
 """Seconds of work on events until queries get their turn."""
 LOG_PAUSE: Final = 5.0
@@ -99,10 +101,7 @@ class ApiSource:
     @property
     def status(self) -> dict[str, str]:
         """Why a kind is not known yet, in words for ``/ready``; empty once its first list was whole."""
-        return {
-            follower.watch.kind: "" if follower.synced else follower.watch.trouble or "the first list is under way"
-            for follower in self._followers
-        }
+        return {follower.watch.kind: follower.missing for follower in self._followers}
 
     @property
     def trouble(self) -> dict[str, str]:
@@ -160,6 +159,7 @@ class _Follower:
         self._turn = 0.0  # when others get their turn
         self._told = ""  # the trouble that the log knows of
         self._told_at = float("-inf")
+        self._asked_at: float | None = None  # when what waits for an answer was asked
         self.heard_at: float | None = None
         """When the API server last said anything."""
         self._begun = False  # the first list
@@ -172,6 +172,14 @@ class _Follower:
         self._age = metrics.gauge(
             "kdns_kubernetes_last_event_age_seconds", "Since the API server last said anything.", ("resource",)
         )
+
+    @property
+    def missing(self) -> str:
+        """Why the kind is not known yet; empty when it is."""
+        if self.synced or self.watch.trouble:
+            return "" if self.synced else self.watch.trouble
+        silent = self._asked_at is not None and self._now() - self._asked_at >= SILENT
+        return "the API server does not answer" if silent else "the first list is under way"
 
     def show_age(self) -> None:
         if self.heard_at is not None:
@@ -208,7 +216,11 @@ class _Follower:
     async def _ask(self) -> None:
         request = self.watch.request
         await asyncio.sleep(request.wait)
-        response = await self._connection.get(request.target)
+        self._asked_at = self._now()
+        try:
+            response = await self._connection.get(request.target)
+        finally:
+            self._asked_at = None
         try:
             if response.status != 200:
                 await self._feed(Refused(await _refusal(response)))

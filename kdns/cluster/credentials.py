@@ -129,6 +129,11 @@ class FileCredentials:
         self._token = _Cached((token,), lambda: f"Bearer {read_text(token).strip()}") if token else None
         self._tls = _Cached(files, lambda: _context(read_text(ca) if ca else None, cert, key)) if secure else None
 
+    @property
+    def authority(self) -> str:
+        """Host and port of the API server."""
+        return self._place.authority
+
     async def access(self) -> Access:
         """See `Credentials`."""
         return msgspec.structs.replace(

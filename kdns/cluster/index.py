@@ -8,6 +8,9 @@ Facts, as leases carry them (`message.Fact`); KEY is the wire labels ``<service>
 ``eps/`` KEY       the ready endpoints of all slices of the Service
 ``ip/`` address    what a reverse lookup of the packed address says
 ``pod/`` address   which Pods have the packed address
+``known/`` kind    whether all objects of this kind are known; dropped when its first list is complete
+``imp/`` KEY       the ServiceImport object: its kind, IPs, ports
+``ime/`` KEY       the ready endpoints of all slices of the ServiceImport
 =================  ====================================================================================
 
 A fact is touched when an answer that stands on it may have changed, also when its object appears or goes; status noise
@@ -19,21 +22,25 @@ has moved from one slice to another, and a list that breaks off changes nothing 
 
 `Existing` (see `kdns.denial`) says at any time which Services and namespaces have something here; what it denies has
 nothing, whatever a ``kubernetes`` directive may hide of the rest.
+
+Objects may be remembered before the first list, out of a snapshot: that list is compared with them in the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import repeat
 from typing import Any, Generic, TypeVar
 
 from msgspec import Struct
 
 from kdns.cluster.objects import (
+    IMPORTS,
     Apply,
     Delete,
     EndpointSlice,
     Event,
+    ImportedSlice,
     Init,
     InitApply,
     Namespace,
@@ -79,12 +86,30 @@ class Slice(Struct, frozen=True, gc=False):
         return False
 
 
+class Zoned(Slice, frozen=True, gc=False):
+    """A slice of which the topology zones are kept, too."""
+
+    zones: bytes
+
+    def within(self, zone: bytes) -> list[tuple[bytes, bytes, bytes]]:
+        """As `endpoints`, of those in this zone."""
+        zones = self.zones.split(b"\0") if self.zones else []
+        return [found for found, own in zip(self.endpoints(), zones, strict=False) if own == zone]
+
+
+class Imported(Slice, frozen=True, gc=False):
+    """A slice of a ServiceImport."""
+
+    cluster: bytes
+    """The member cluster that it is from; may be empty."""
+
+
 class Entry(Struct, gc=False):
-    """All that is known under the name of one Service."""
+    """All that is known under the name of one Service, or of one ServiceImport."""
 
     key: bytes
     service: Service | None = None
-    """None: there are slices for it, but the Service itself is not (yet) there."""
+    """None: there are slices for it, but the Service (the ServiceImport) itself is not (yet) there."""
     slices: tuple[Slice, ...] = ()
 
     @property
@@ -125,6 +150,11 @@ def entry_key(service: bytes, namespace: bytes) -> bytes:
     if not (0 < len(service) < 64 and 0 < len(namespace) < 64):
         return b""
     return b"%c%b%c%b" % (len(service), service, len(namespace), namespace)
+
+
+def known_fact(kind: str) -> Fact:
+    """The fact whether all objects of a kind are known: what was said before they were may be wrong."""
+    return b"known/" + kind.encode()
 
 
 class _Many(Generic[T]):
@@ -168,6 +198,14 @@ class _Shelf:
         """All places that are taken."""
         raise NotImplementedError
 
+    def copy(self) -> Sequence[Any]:
+        """What stands there at this moment, in a form that no later change touches; see `thaw`."""
+        raise NotImplementedError
+
+    def thaw(self, thing: Any) -> Object:
+        """The object that one thing of a `copy` was put there as."""
+        raise NotImplementedError
+
     def change(self, key: bytes, new: Any) -> bool | None:
         """What putting ``new`` there would be: None an addition, True a change, False no change."""
         raise NotImplementedError
@@ -182,9 +220,9 @@ class _Shelf:
 
 
 class _Namespaces(_Shelf):
-    def __init__(self, known: set[bytes], below_svc: Existing, below_pod: Existing) -> None:
+    def __init__(self, known: set[bytes], *existing: Existing) -> None:
         self._known = known
-        self._existing = (below_svc, below_pod)
+        self._existing = existing
 
     def key(self, namespace: bytes, name: bytes) -> bytes:
         return b"%c%b" % (len(name), name) if len(name) < 64 else b""
@@ -194,6 +232,12 @@ class _Namespaces(_Shelf):
 
     def places(self) -> Collection[bytes]:
         return self._known
+
+    def copy(self) -> Sequence[bytes]:
+        return tuple(self._known)
+
+    def thaw(self, thing: bytes) -> Object:
+        return Namespace(thing[1:])
 
     def change(self, key: bytes, new: Namespace) -> bool | None:
         return False if key in self._known else None
@@ -236,9 +280,12 @@ class _Entries:
 
 
 class _Services(_Shelf):
-    def __init__(self, entries: _Entries, by_ip: _Many[Entry]) -> None:
+    """Services, or ServiceImports: without ``by_ip`` nobody looks for them by their addresses."""
+
+    def __init__(self, entries: _Entries, by_ip: _Many[Entry] | None, fact: bytes = b"svc/") -> None:
         self._entries = entries
         self._by_ip = by_ip
+        self._fact = fact
 
     def key(self, namespace: bytes, name: bytes) -> bytes:
         return entry_key(name, namespace)
@@ -248,6 +295,12 @@ class _Services(_Shelf):
 
     def places(self) -> Collection[bytes]:
         return [entry.key for entry in self._entries.by_key.values() if entry.service is not None]
+
+    def copy(self) -> Sequence[Service]:
+        return [entry.service for entry in self._entries.by_key.values() if entry.service is not None]
+
+    def thaw(self, thing: Service) -> Object:
+        return thing
 
     def _old(self, key: bytes) -> Service | None:
         entry = self._entries.by_key.get(key)
@@ -268,25 +321,51 @@ class _Services(_Shelf):
     def _set(self, entry: Entry, new: Service | None) -> set[Fact]:
         old = entry.service
         entry.service = new
-        before = set(old.addresses) if old is not None else set()
-        after = set(new.addresses) if new is not None else set()
-        for address in before - after:
-            self._by_ip.remove(address, entry)
-        for address in after - before:
-            self._by_ip.add(address, entry)
+        facts = {self._fact + entry.key}
+        if self._by_ip is not None:
+            before = set(old.addresses) if old is not None else set()
+            after = set(new.addresses) if new is not None else set()
+            for address in before - after:
+                self._by_ip.remove(address, entry)
+            for address in after - before:
+                self._by_ip.add(address, entry)
+            facts.update(b"ip/" + address for address in before ^ after)
         self._entries.tidy(entry)
-        return {b"svc/" + entry.key, *(b"ip/" + address for address in before ^ after)}
+        return facts
 
 
 class _Slices(_Shelf):
-    def __init__(self, entries: _Entries, by_ip: _Many[Entry], pod_names: bool) -> None:
+    """Slices of Services, or of ServiceImports: without ``by_ip`` nobody looks for those by their addresses."""
+
+    def __init__(
+        self,
+        entries: _Entries,
+        by_ip: _Many[Entry] | None,
+        pod_names: bool,
+        zones: bool = False,
+        fact: bytes = b"eps/",
+    ) -> None:
         self._entries = entries
         self._by_ip = by_ip
         self._pod_names = pod_names
+        self._zones = zones
+        self._fact = fact
         self._entry_of: dict[bytes, Entry] = {}
 
     def places(self) -> Collection[bytes]:
         return self._entry_of
+
+    def copy(self) -> Sequence[tuple[bytes, Slice]]:
+        return [(entry.key, part) for entry in self._entries.by_key.values() for part in entry.slices]
+
+    def thaw(self, thing: tuple[bytes, Slice]) -> Object:
+        place, part = thing
+        service, namespace = place[1 : 1 + place[0]], place[2 + place[0] :]
+        name = part.key[len(namespace) + 1 :]
+        zones = part.zones if isinstance(part, Zoned) else b""
+        return EndpointSlice(
+            namespace, name, service, part.width, part.addresses, part.hostnames, part.pods, part.ports, zones=zones
+        )
 
     def _old(self, key: bytes) -> tuple[Entry | None, Slice | None]:
         entry = self._entry_of.get(key)
@@ -296,6 +375,10 @@ class _Slices(_Shelf):
 
     def _trim(self, key: bytes, new: EndpointSlice) -> Slice:
         pods = new.pods if self._pod_names else b""
+        if isinstance(new, ImportedSlice):
+            return Imported(key, new.width, new.addresses, new.hostnames, pods, new.ports, new.cluster)
+        if self._zones:
+            return Zoned(key, new.width, new.addresses, new.hostnames, pods, new.ports, new.zones)
         return Slice(key, new.width, new.addresses, new.hostnames, pods, new.ports)
 
     def change(self, key: bytes, new: EndpointSlice) -> bool | None:
@@ -323,21 +406,24 @@ class _Slices(_Shelf):
     def _set(self, key: bytes, entry: Entry, new: Slice | None) -> set[Fact]:
         old = next((part for part in entry.slices if part.key == key), None)
         others = tuple(part for part in entry.slices if part is not old)
-        before = set(old.endpoints()) if old is not None else set()
-        after = set(new.endpoints()) if new is not None else set()
+        facts = {self._fact + entry.key}
         if new is None:
             entry.slices = others
             del self._entry_of[key]
         else:
             entry.slices = (*others, new)
             self._entry_of[key] = entry
-        for address, _, _ in before - after:
-            if not any(part.has(address) for part in entry.slices):
-                self._by_ip.remove(address, entry)
-        for address, _, _ in after - before:
-            self._by_ip.add(address, entry)
+        if self._by_ip is not None:
+            before = set(old.endpoints()) if old is not None else set()
+            after = set(new.endpoints()) if new is not None else set()
+            for address, _, _ in before - after:
+                if not any(part.has(address) for part in entry.slices):
+                    self._by_ip.remove(address, entry)
+            for address, _, _ in after - before:
+                self._by_ip.add(address, entry)
+            facts.update(b"ip/" + address for address, _, _ in before ^ after)
         self._entries.tidy(entry)
-        return {b"eps/" + entry.key, *(b"ip/" + address for address, _, _ in before ^ after)}
+        return facts
 
 
 class _Pods(_Shelf):
@@ -348,6 +434,12 @@ class _Pods(_Shelf):
 
     def places(self) -> Collection[bytes]:
         return self._pods
+
+    def copy(self) -> Sequence[Known]:
+        return list(self._pods.values())
+
+    def thaw(self, thing: Known) -> Object:
+        return Pod(thing.namespace, thing.name, thing.addresses, thing.labels)
 
     def change(self, key: bytes, new: Pod) -> bool | None:
         old = self._pods.get(key)
@@ -394,32 +486,47 @@ class Index:
     """The objects of one source.
 
     ``kinds``: what the source watches; other kinds count as known to be empty.  ``pod_names``: keep the pod names of
-    endpoints; ``labels``: keep the labels of Pods.
+    endpoints; ``labels``: keep the labels of Pods; ``zones``: keep the topology zones of endpoints.
     """
 
-    def __init__(self, kinds: Iterable[str], pod_names: bool = False, labels: bool = False) -> None:
+    def __init__(
+        self, kinds: Iterable[str], pod_names: bool = False, labels: bool = False, zones: bool = False
+    ) -> None:
         self.below_svc = make_existing(2)
         """`namespaces`, and the keys of `entries`."""
         self.below_pod = make_existing(1)
         """`namespaces`."""
-        entries = _Entries(self.below_svc)
+        self.below_import = make_existing(2)
+        """`namespaces`, and the keys of `imports`; kept only while imports are watched."""
+        entries, imports = _Entries(self.below_svc), _Entries(self.below_import)
         self.entries = entries.by_key
         """Service names (`entry_key`) → entries."""
+        self.imports = imports.by_key
+        """Names of ServiceImports → entries, whose slices are `Imported`."""
         self.namespaces: set[bytes] = set()
         """Labels with their length octets."""
         self.serial = 0
-        """Unix time of the last change that touched a fact; 0 before the first."""
+        """Unix time of the last change that touched a fact of this cluster; 0 before the first."""
+        self.import_serial = 0
+        """The same for ServiceImports, their slices, and namespaces."""
         self.waiting: tuple[str, ...] = tuple(kinds)
         """Kinds whose first list is not complete."""
+        self.remembered: tuple[str, ...] = ()
+        """Those of them whose objects are known from a snapshot: they were there, and others may be, too."""
         self._cluster_ips: _Many[Entry] = _Many()
         self._endpoint_ips: _Many[Entry] = _Many()
         self._pod_ips: _Many[Known] = _Many()
         self._shelves: dict[str, _Shelf] = {
-            "namespaces": _Namespaces(self.namespaces, self.below_svc, self.below_pod),
             "services": _Services(entries, self._cluster_ips),
-            "endpointslices": _Slices(entries, self._endpoint_ips, pod_names),
+            "endpointslices": _Slices(entries, self._endpoint_ips, pod_names, zones),
             "pods": _Pods(self._pod_ips, labels),
         }
+        below = [self.below_svc, self.below_pod]
+        if IMPORTS[0] in self.waiting:
+            self._shelves["serviceimports"] = _Services(imports, None, b"imp/")
+            self._shelves["importedslices"] = _Slices(imports, None, pod_names, fact=b"ime/")
+            below.append(self.below_import)
+        self._shelves["namespaces"] = _Namespaces(self.namespaces, *below)
         self._relists: dict[str, _Relist] = {}
 
     def apply(self, event: Event, now: float) -> set[Fact]:
@@ -429,12 +536,45 @@ class Index:
         """
         facts = self._apply(event)
         if facts:
-            self.serial = max(self.serial, int(now))  # also when the clock is put back (RFC 1982)
+            imported = event.kind in IMPORTS  # no serial goes back with the clock (RFC 1982)
+            if not imported:
+                self.serial = max(self.serial, int(now))
+            if imported or event.kind == "namespaces":
+                self.import_serial = max(self.import_serial, int(now))
         return facts
 
     def synced(self, kind: str) -> bool:
         """Whether the objects of this kind are known: the first list is complete, or nobody watches them."""
         return kind not in self.waiting
+
+    def has(self, kind: str) -> bool:
+        """Whether objects of this kind that are here may be told of: they are known, or remembered as a whole."""
+        return kind not in self.waiting or kind in self.remembered
+
+    def remember(self, kind: str, objects: Iterable[Object]) -> None:
+        """Take in objects of a snapshot, before any event of this kind; a kind that nobody watches is left out."""
+        if kind in self.waiting:
+            shelf = self._shelves[kind]
+            for found in objects:
+                shelf.put(shelf.key(found.namespace, found.name), found)
+
+    def recall(self, kind: str) -> None:
+        """What is remembered of a kind may be told of from now on; of EndpointSlices only when all are here."""
+        if kind in self.waiting and kind not in self.remembered:
+            self.remembered = (*self.remembered, kind)
+
+    def forget(self) -> None:
+        """Take out again all that is remembered, while nothing is known: the snapshot has turned out to be none."""
+        for kind in self.waiting:
+            shelf = self._shelves[kind]
+            for key in list(shelf.places()):
+                shelf.remove(key)
+        self.remembered = ()
+
+    def copy(self, kind: str) -> Iterator[Object]:
+        """The objects of a kind as they are at this moment; they are made one by one, whatever changes meanwhile."""
+        shelf = self._shelves[kind]
+        return map(shelf.thaw, shelf.copy())
 
     def by_cluster_ip(self, address: bytes) -> tuple[Entry, ...]:
         """The Services with this cluster IP: one, but for moments in which an address changes hands."""
@@ -488,7 +628,10 @@ class Index:
         for key in [key for key in shelf.places() if key not in relist.seen]:
             facts |= shelf.remove(key)
         del self._relists[kind]
-        self.waiting = tuple(other for other in self.waiting if other != kind)
+        if kind in self.waiting:
+            self.waiting = tuple(other for other in self.waiting if other != kind)
+            self.remembered = tuple(other for other in self.remembered if other != kind)
+            facts.add(known_fact(kind))
         return facts
 
 

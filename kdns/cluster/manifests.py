@@ -38,7 +38,7 @@ SHARE: Final = 0.05
 """Of a processor at most goes into looking: with many thousand files the looks are further apart."""
 BATCH: Final = 500
 """Objects handed on before queries get their turn."""
-ORDER: Final = ("namespaces", "endpointslices", "pods", "services")
+ORDER: Final = ("namespaces", "endpointslices", "pods", "services", "importedslices", "serviceimports")
 """Kinds as they are handed on: a new Service appears with its endpoints."""
 
 

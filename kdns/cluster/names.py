@@ -9,8 +9,13 @@ Below a zone Z, from right to left; anything else does not exist:
 ``SERVICE.NS.svc.Z``                            cluster IPs; headless: all ready endpoints; external name: CNAME
 ``ENDPOINT.SERVICE.NS.svc.Z``                   one ready endpoint, of whatever kind of Service
 ``_PORT._PROTOCOL.SERVICE.NS.svc.Z``            the same restricted to a named port; the underscores may be missing
+``TZ.pin._zone.SERVICE.NS.svc.Z``               the ready endpoints of a headless Service in the topology zone TZ
+``TZ.prefer._zone.SERVICE.NS.svc.Z``            the same, or all of them if there are none
 ``1-2-3-4.NS.pod.Z``                            the address itself; up to two further labels on the left mean nothing
 ==============================================  =======================================================================
+
+The last two only if they are wanted (``zonal``); they exist as soon as the Service does.  The names of ServiceImports
+are in `kdns.cluster.clusterset`.
 
 In a reverse zone a cluster IP points to its Service, any other address to the ready endpoints that have it.
 
@@ -26,12 +31,17 @@ from typing import Final
 from msgspec import Struct
 
 from kdns import rdata
-from kdns.cluster.index import Entry, Index, Slice, entry_key
-from kdns.cluster.objects import Port, Service
-from kdns.cluster.replies import REFUSAL, WIDTHS, Replies, dashed, fits, undashed
+from kdns.cluster.candidates import fitting, labelled, within
+from kdns.cluster.clusterset import Clusterset
+from kdns.cluster.grammar import Asked, Options, parse
+from kdns.cluster.index import Entry, Index, Slice, entry_key, known_fact
+from kdns.cluster.objects import Service
+from kdns.cluster.replies import REFUSAL, SVC, WIDTHS, Candidate, Replies, fits, undashed
 from kdns.denial import Denial, make_existing
 from kdns.message import AXFR, CNAME, FOREVER, IXFR, NS, PTR, SERVFAIL, SOA, SRV, TXT, Fact, Lease, Query, Record, Reply
-from kdns.name import IN_ADDR_ARPA, IP6_ARPA, ROOT, Name, above, is_under, labels, longest_zone, reverse_address
+from kdns.name import IN_ADDR_ARPA, IP6_ARPA, ROOT, Name, above, is_under, longest_zone, reverse_address
+
+__all__ = ["Asked", "Chase", "Names", "Options", "parse", "primary"]
 
 VERSION: Final = b"\x051.1.0"
 """Of the specification, as TXT data."""
@@ -39,30 +49,11 @@ VERSION_TTL: Final = 28800
 CHAIN: Final = 10
 """CNAMEs followed within the zone (CoreDNS: 10)."""
 
-_SVC: Final = b"\x03svc"
 _POD: Final = b"\x03pod"
 _VERSION_NAME: Final = b"\x0bdns-version"
 _SERVER_NAME: Final = b"\x02ns\x03dns"
-_NO_PORT: Final = Port(b"", b"", 0)
-_CHILDREN: Final = (b"", _SVC, _POD, _VERSION_NAME, b"\x03dns")
+_CHILDREN: Final = (b"", SVC, _POD, _VERSION_NAME, b"\x03dns")
 """What may exist in a zone: itself, these, and names below these."""
-
-
-class Options(Struct, frozen=True):
-    """What a ``kubernetes`` directive says about names."""
-
-    zones: tuple[Name, ...]
-    ttl: int = 5
-    pods: str = "disabled"
-    """``disabled``, ``insecure`` or ``verified``."""
-    pod_names: bool = False
-    """Endpoints without a hostname are named after their Pod (``endpoint_pod_names``)."""
-    namespaces: frozenset[bytes] = frozenset()
-    """The only namespaces to show, as labels with their length octets; empty: all."""
-    selected: bool = False
-    """The index knows selected namespaces only (``namespace_labels``); others are not shown."""
-    ignore_empty: bool = False
-    """A Service with a cluster IP, but without a ready endpoint, does not exist (``ignore empty_service``)."""
 
 
 class Chase(Struct, frozen=True):
@@ -74,32 +65,6 @@ class Chase(Struct, frozen=True):
     nothing: Reply
     """The answer when the server says nothing at all."""
     lease: Lease
-
-
-class Asked(Struct, frozen=True, gc=False):
-    """What the labels of a name mean; empty: not said."""
-
-    kind: bytes = b""
-    """``svc`` or ``pod``; empty for the zone itself and for its children of these names."""
-    namespace: bytes = b""
-    service: bytes = b""
-    endpoint: bytes = b""
-    port: bytes = b""
-    protocol: bytes = b""
-
-
-def parse(name: Name, zone: Name) -> Asked | None:
-    """Read a name in ``zone``; None when it has no meaning."""
-    parts = labels(name[: len(name) - len(zone)] + b"\0")
-    count = len(parts)
-    if not count or (count == 1 and parts[0] in (b"svc", b"pod")):
-        return Asked()
-    if parts[-1] not in (b"svc", b"pod") or count > 5:
-        return None
-    service = parts[-3] if count > 2 else b""
-    if count < 5:
-        return Asked(parts[-1], parts[-2] if count > 1 else b"", service, parts[0] if count == 4 else b"")
-    return Asked(parts[-1], parts[-2], service, b"", parts[0].removeprefix(b"_"), parts[1].removeprefix(b"_"))
 
 
 class Names:
@@ -114,17 +79,20 @@ class Names:
         self._ttl = options.ttl
         self._zones = options.zones
         self._primary = primary(options.zones) or options.zones[0]
-        self._replies = Replies(index, options.ttl)
+        self._imports = frozenset(
+            zone for zone in options.zones if longest_zone(zone, options.multicluster) is not None
+        )
+        self._replies = Replies(index, options.ttl, self._imports)
+        self._clusterset = Clusterset(index, options, self._replies)
         self._filtered = bool(options.namespaces) or options.selected
         self._denials: dict[Name, Denial] = {}
         """By apex."""
         # Names of Services and Pods, by far the most asked, are found without reading all their labels: what precedes
         # the suffix is a key of the index or not.  Only below zones without zones below them is that the longest zone.
         nested = above(options.zones)
+        self._plain = [zone for zone in options.zones if not _is_reverse(zone) and zone not in nested]
         self._suffixes = [
-            (_SVC + zone, _POD + zone, -len(_SVC + zone), zone)
-            for zone in options.zones
-            if not _is_reverse(zone) and zone not in nested
+            (SVC + zone, _POD + zone, -len(SVC + zone), zone) for zone in self._plain if zone not in self._imports
         ]
 
     def prove(self, barred: Collection[Name]) -> None:
@@ -137,16 +105,25 @@ class Names:
             children.add(child)
         # Where there are no Pods, nothing exists.
         below_pod = self._index.below_pod if self._options.pods != "disabled" else make_existing(1)
-        for svc, pod, _, zone in self._suffixes:
+        for zone in self._plain:
             # The names in the root's SOA record are written shorter for some questions than for others.
             if zone != ROOT:
-                for apex, existing in ((zone, children), (svc, self._index.below_svc), (pod, below_pod)):
+                below_svc = self._index.below_import if zone in self._imports else self._index.below_svc
+                for apex, existing in ((zone, children), (SVC + zone, below_svc), (_POD + zone, below_pod)):
                     if apex not in barred:
                         self._denials[apex] = Denial(apex, existing)
 
     def zone(self, name: Name) -> Name | None:
         """The zone that answers for ``name``; None: somebody else."""
         return longest_zone(name, self._zones)
+
+    def read(self, name: Name) -> tuple[Asked | None, bool] | None:
+        """What a name means (None: nothing), and whether its zone is about ServiceImports; None: it is not ours."""
+        zone = self.zone(name)
+        if zone is None:
+            return None
+        imports = zone in self._imports
+        return parse(name, zone, imports, self._options.zonal), imports
 
     def answer(self, query: Query) -> Reply | Chase | None:
         """The reply to a query; None when it is in none of our zones.
@@ -193,9 +170,10 @@ class Names:
         return self._forward(query, found, trail)
 
     def _forward(self, query: Query, zone: Name, trail: tuple[Name, ...]) -> Reply | Chase:
-        asked = parse(query.name, zone)
+        imports = zone in self._imports
+        asked = parse(query.name, zone, imports, self._options.zonal)
         if asked is None:
-            return self._replies.missing(zone, (), denial=self._no_pods(query.name, zone))
+            return self._replies.missing(zone, (), denial=self._proof(query.name, zone))
         if not asked.namespace:
             return self._replies.found(zone, ())
         namespace = b"%c%b" % (len(asked.namespace), asked.namespace)
@@ -203,9 +181,16 @@ class Names:
             return self._pod(query, zone, asked.service, namespace)
         if not asked.service:
             facts = (b"ns/" + namespace,)
-            return self._replies.found(zone, facts) if self._exposed(namespace) else self._replies.missing(zone, facts)
+            if self._exposed(namespace):
+                return self._replies.found(zone, facts)
+            return self._replies.missing(zone, facts, denial=self._proof(query.name, zone))
+        if imports:
+            denial = self._proof(query.name, zone)
+            return self._clusterset.answer(query, zone, asked, self._exposed(namespace), denial)
         key = entry_key(asked.service, asked.namespace)
         entry = self._entries.get(key)
+        if asked.zone:
+            return self._in_zone(query, zone, key, entry, asked)
         if asked.endpoint or asked.port or asked.protocol:
             return self._part(query, zone, key, entry, asked)
         return self._service(query, zone, key, entry, trail)
@@ -221,21 +206,31 @@ class Names:
         if not last:
             return None if namespace in self._index.namespaces else (b"ns/" + namespace,)
         key = head[before:]
-        if key in self._entries and namespace in self._index.namespaces:
-            return None
+        if key in self._entries and (namespace in self._index.namespaces or self._index.waiting):
+            return None  # without Namespaces the Service itself may vouch for its own
         return b"svc/" + key, b"ns/" + namespace
 
-    def _no_pods(self, name: Name, zone: Name) -> Denial | None:
-        """What denies this name below ``pod``, and others with it."""
-        denial = self._denials.get(_POD + zone)
-        if denial is None or not is_under(name, denial.apex):
-            return None
-        return denial if denial.existing.denies(name[: -len(denial.apex)]) else None
+    def _proof(self, name: Name, zone: Name) -> Denial | None:
+        """What denies this name, and others with it: that nothing is below ``pod``, ``svc`` or the zone itself."""
+        for apex in (_POD + zone, SVC + zone, zone):
+            if is_under(name, apex):
+                denial = self._denials.get(apex)
+                return denial if denial is not None and denial.existing.denies(name[: -len(apex)]) else None
+        return None
 
     def _exposed(self, namespace: bytes) -> bool:
         """Whether a namespace, given with its length octet, is there and shown."""
         only = self._options.namespaces
         return namespace in self._index.namespaces and (not only or namespace in only)
+
+    def _vouched(self, namespace: bytes) -> tuple[Fact, ...]:
+        """On what a Service that is there may be shown though its namespace is not: Namespaces are not known yet.
+
+        Empty: it may not.
+        """
+        only = self._options.namespaces
+        unknown = not self._options.selected and not self._index.synced("namespaces")
+        return (known_fact("namespaces"),) if unknown and (not only or namespace in only) else ()
 
     # -- Services
 
@@ -246,8 +241,13 @@ class Names:
         namespace = key[1 + key[0] :]
         facts: tuple[Fact, ...] = (b"svc/" + key, b"ns/" + namespace)
         service = entry.service if entry is not None else None
-        if entry is None or service is None or not self._exposed(namespace):
+        if entry is None or service is None:
             return self._replies.missing(zone, facts)
+        if not self._exposed(namespace):
+            vouched = self._vouched(namespace)
+            if not vouched:
+                return self._replies.missing(zone, facts)
+            facts += vouched
         if service.external is not None:
             return self._external(query, zone, service.external, facts, trail)
         if service.headless or self._options.ignore_empty:
@@ -259,7 +259,7 @@ class Names:
         width = WIDTHS.get(type)
         if width is None:
             found = self._candidates(entry, Asked()) if type == SRV else []
-            return self._srv(query, zone, facts, found)
+            return self._replies.srv(query, zone, facts, found)
         addresses = _endpoint_addresses(entry, width) if service.headless else service.addresses
         ttl, owner = self._ttl, query.spelling
         answer = [Record(owner, type, ttl, address) for address in addresses if len(address) == width]
@@ -270,75 +270,73 @@ class Names:
         namespace = key[1 + key[0] :]
         facts: tuple[Fact, ...] = (b"svc/" + key, b"ns/" + namespace)
         service = entry.service if entry is not None else None
-        if entry is None or service is None or service.external is not None or not self._exposed(namespace):
+        if entry is None or service is None or service.external is not None:
             return self._replies.missing(zone, facts)
+        if not self._exposed(namespace):
+            vouched = self._vouched(namespace)
+            if not vouched:
+                return self._replies.missing(zone, facts)
+            facts += vouched
+        needed: tuple[str, ...] = ()
         if service.headless or asked.endpoint or self._options.ignore_empty:
-            facts = (*facts, b"eps/" + key)
+            facts, needed = (*facts, b"eps/" + key), ("endpointslices",)
             without = self._without_endpoints(zone, facts, entry)
             if without is not None:
                 return without
         found = self._candidates(entry, asked)
         if not found:
-            return self._replies.missing(zone, facts)
+            return self._replies.missing(zone, facts, *needed)
         if query.type == SRV:
-            return self._srv(query, zone, facts, found)
+            return self._replies.srv(query, zone, facts, found)
+        return self._addresses(query, zone, facts, dict.fromkeys(address for _, address, _ in found))
+
+    def _in_zone(self, query: Query, zone: Name, key: bytes, entry: Entry | None, asked: Asked) -> Reply:
+        """The endpoints of a headless Service in a topology zone.  What is no such Service has no such names."""
+        namespace = key[1 + key[0] :]
+        facts: tuple[Fact, ...] = (b"svc/" + key, b"ns/" + namespace)
+        service = entry.service if entry is not None else None
+        if entry is None or service is None or not service.headless or not self._exposed(namespace):
+            return self._replies.missing(zone, facts)
+        facts = (*facts, b"eps/" + key)
+        found = self._candidates(entry, asked) if self._index.has("endpointslices") else []
+        if not found and not self._index.synced("endpointslices"):
+            return self._replies.unknown(zone, "endpointslices")
+        if not found and asked.prefer:
+            found = self._candidates(entry, Asked())
+        if query.type == SRV:
+            return self._replies.srv(query, zone, facts, found)
         return self._addresses(query, zone, facts, dict.fromkeys(address for _, address, _ in found))
 
     def _without_endpoints(self, zone: Name, facts: tuple[Fact, ...], entry: Entry) -> Reply | None:
         """What is said when the endpoints are not known, or there are none; None: there are some."""
-        if not self._index.synced("endpointslices"):
-            return self._replies.unknown(zone, "endpointslices")
-        return None if entry.ready else self._replies.missing(zone, facts)
+        if entry.ready and self._index.has("endpointslices"):
+            return None
+        return self._replies.missing(zone, facts, "endpointslices")
 
     def _addresses(self, query: Query, zone: Name, facts: tuple[Fact, ...], addresses: Iterable[bytes]) -> Reply:
         return self._replies.found(zone, facts, self._replies.addresses(query.spelling, query.type, addresses))
 
-    def _candidates(self, entry: Entry, asked: Asked) -> list[tuple[bytes, bytes, Port]]:
-        """(labels below ``svc``, address, port) of everything that fits; ports without a number are `_NO_PORT`."""
+    def _candidates(self, entry: Entry, asked: Asked) -> list[Candidate]:
+        """(labels below ``svc``, address, port) of everything that fits; ports without a number are `NO_PORT`."""
         service = entry.service
         if service is not None and not service.headless and not asked.endpoint:
-            ports = _fitting(service.ports, asked)
+            ports = fitting(service.ports, asked)
             return [(entry.key, address, port) for port in ports for address in service.addresses]
-        found: list[tuple[bytes, bytes, Port]] = []
+        found: list[Candidate] = []
         for part in entry.slices:
-            ports = _fitting(part.ports, asked)
+            ports = fitting(part.ports, asked)
             if ports:
-                for address, label in self._labelled(part, asked.endpoint):
+                for address, label in self._labelled(part, asked):
                     below = b"%c%b%b" % (len(label), label, entry.key)
                     found.extend((below, address, port) for port in ports)
         return found
 
-    def _labelled(self, part: Slice, wanted: bytes) -> list[tuple[bytes, bytes]]:
-        """(address, label) of the endpoints in a slice; only those with the label ``wanted``, unless that is empty."""
+    def _labelled(self, part: Slice, asked: Asked) -> list[tuple[bytes, bytes]]:
+        """(address, label) of the endpoints in a slice that are asked for."""
         pod_names = self._options.pod_names
-        if not wanted:
-            return [
-                (address, hostname or (pod_names and pod) or dashed(address))
-                for address, hostname, pod in part.endpoints()
-            ]
-        # Most slices don't have the one that is wanted: a glance saves reading them.
-        spelled = undashed(wanted)
-        spelled = spelled if spelled and dashed(spelled) == wanted else b""
-        if wanted not in part.hostnames and wanted not in part.pods and not part.has(spelled):
-            return []
-        return [
-            (address, wanted)
-            for address, hostname, pod in part.endpoints()
-            if (hostname or (pod_names and pod) or (address == spelled and wanted)) == wanted
-        ]
-
-    def _srv(self, query: Query, zone: Name, facts: tuple[Fact, ...], found: list[tuple[bytes, bytes, Port]]) -> Reply:
-        """One SRV record for each target and port; all candidates, though they may share one, divide the weight."""
-        weight = max(1, 100 // len(found)) if found else 0
-        answer: dict[tuple[bytes, int], Record] = {}
-        additional: dict[tuple[bytes, bytes], Record] = {}
-        for below, address, port in found:
-            target = below + _SVC + zone
-            if port.number and fits(target):
-                data = rdata.srv(0, weight, port.number, target)
-                answer[target, port.number] = Record(query.spelling, SRV, self._ttl, data)
-                additional[target, address] = self._replies.address(target, address)
-        return self._replies.found(zone, facts, tuple(answer.values()), tuple(additional.values()))
+        if asked.zone:
+            return within(part, pod_names, asked.zone)
+        return labelled(part, pod_names, asked.endpoint)
 
     def _external(
         self, query: Query, zone: Name, target: bytes, facts: tuple[Fact, ...], trail: tuple[Name, ...]
@@ -370,7 +368,7 @@ class Names:
         facts: tuple[Fact, ...] = (b"ns/" + namespace,)
         mode = self._options.pods
         if mode == "disabled" or not self._exposed(namespace):
-            return self._replies.missing(zone, facts, denial=self._no_pods(query.name, zone))
+            return self._replies.missing(zone, facts, denial=self._proof(query.name, zone))
         if not label:
             return self._replies.found(zone, facts)
         address = undashed(label)
@@ -400,18 +398,18 @@ class Names:
             if self._shown(entry, facts):
                 return self._pointers(query, zone, facts, [entry.key])
         for kind in ("services", "endpointslices", *(("namespaces",) if self._filtered else ())):
-            if not self._index.synced(kind):
+            if not self._index.has(kind):
                 return self._replies.unknown(zone, kind)
         targets: dict[bytes, None] = {}
         for entry in self._index.by_endpoint(address):
             if self._shown(entry, facts):
                 for part in entry.slices:
                     if part.has(address):
-                        named = self._labelled(part, b"")
+                        named = labelled(part, self._options.pod_names)
                         targets.update(
                             (b"%c%b%b" % (len(label), label, entry.key), None) for at, label in named if at == address
                         )
-        return self._pointers(query, zone, facts, list(targets))
+        return self._pointers(query, zone, facts, list(targets), "endpointslices")
 
     def _shown(self, entry: Entry, facts: list[Fact]) -> bool:
         """Whether reverse lookups may name this Service; the fact on which that stands joins ``facts``."""
@@ -421,11 +419,11 @@ class Names:
         facts.append(b"ns/" + namespace)
         return self._exposed(namespace)
 
-    def _pointers(self, query: Query, zone: Name, facts: list[Fact], targets: list[bytes]) -> Reply:
-        names = [target + _SVC + self._primary for target in targets]
+    def _pointers(self, query: Query, zone: Name, facts: list[Fact], targets: list[bytes], *needed: str) -> Reply:
+        names = [target + SVC + self._primary for target in targets]
         answer = tuple([Record(query.spelling, PTR, self._ttl, name) for name in names if fits(name)])
         if not answer:
-            return self._replies.missing(zone, tuple(facts))
+            return self._replies.missing(zone, tuple(facts), *needed)
         return self._replies.found(zone, tuple(facts), answer if query.type == PTR else ())
 
     # -- the zone itself
@@ -453,9 +451,9 @@ class Names:
 
     def _servers(self, zone: Name) -> tuple[str, list[tuple[bytes, bytes]], tuple[Fact, ...]]:
         """What is in front of this server: ("", [(name, address)], facts), or the kind of objects that is not known."""
-        for kind in ("services", "endpointslices"):
-            if not self._index.synced(kind):
-                return kind, [], ()
+        unknown = [kind for kind in ("services", "endpointslices") if not self._index.synced(kind)]
+        if not all(map(self._index.has, unknown)):
+            return unknown[0], [], ()
         facts: list[Fact] = []
         servers: dict[tuple[bytes, bytes], None] = {}
         fronted = False
@@ -466,8 +464,10 @@ class Names:
                 facts += (b"svc/" + entry.key, b"eps/" + entry.key)
                 if entry.service is not None:
                     found = self._in_front(entry, entry.service, local)
-                    servers.update(((below + _SVC + zone, address), None) for below, address in found)
+                    servers.update(((below + SVC + zone, address), None) for below, address in found)
         if not fronted:
+            if unknown:
+                return unknown[0], [], ()
             servers.update(((_SERVER_NAME + zone, local), None) for local in self.local)
         return "", [server for server in servers if fits(server[0])], tuple(facts)
 
@@ -479,7 +479,7 @@ class Names:
             (b"%c%b%b" % (len(label), label, entry.key), address)
             for part in entry.slices
             if part.has(local)
-            for address, label in self._labelled(part, b"")
+            for address, label in labelled(part, self._options.pod_names)
         ]
 
 
@@ -507,10 +507,3 @@ def _endpoint_addresses(entry: Entry, width: int) -> dict[bytes, None]:
         if part.width == width:
             found.update(dict.fromkeys(part.each()))
     return found
-
-
-def _fitting(ports: tuple[Port, ...], asked: Asked) -> tuple[Port, ...]:
-    """The ports with the name and protocol asked for; `_NO_PORT` when there are no ports and none is asked for."""
-    if not asked.port and not asked.protocol:
-        return ports or (_NO_PORT,)
-    return tuple([port for port in ports if asked.port in (b"", port.name) and asked.protocol in (b"", port.protocol)])

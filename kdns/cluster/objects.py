@@ -3,8 +3,8 @@
 Names, namespaces, hostnames and port names are lower-case bytes, as labels stand in a wire name; addresses are packed
 (4 or 16 octets).  What DNS does not need is never decoded (see `shapes`).
 
-Sources: Kubernetes API reference v1 (Service, Namespace, Pod) and discovery.k8s.io/v1 (EndpointSlice); the shapes of
-lists and watch events are those of "Kubernetes API Concepts".
+Sources: Kubernetes API reference v1 (Service, Namespace, Pod), discovery.k8s.io/v1 (EndpointSlice) and KEP-1645, the
+Multi-Cluster Services API (ServiceImport); the shapes of lists and watch events are those of "Kubernetes API Concepts".
 """
 
 from __future__ import annotations
@@ -22,13 +22,22 @@ from kdns.cluster import shapes
 from kdns.errors import KdnsError
 
 KINDS: Final = ("namespaces", "services", "endpointslices", "pods")
-"""The kinds of objects, by their plural in API paths."""
+"""The kinds of objects in one cluster, by their plural in API paths."""
+
+IMPORTS: Final = ("serviceimports", "importedslices")
+"""The kinds that ``multicluster`` adds; the second are the EndpointSlices of ServiceImports, in a stream of their own:
+they are few, and a slice may belong to a Service and to a ServiceImport."""
+
+IMPORT_NAME: Final = "multicluster.kubernetes.io/service-name"
+"""The label that makes an EndpointSlice one of a ServiceImport."""
 
 SINGULAR: Final = {
     "namespaces": "Namespace",
     "services": "Service",
     "endpointslices": "EndpointSlice",
     "pods": "Pod",
+    "serviceimports": "ServiceImport",
+    "importedslices": "EndpointSlice",
 }
 """Plural → what the API writes as ``kind``."""
 
@@ -44,8 +53,10 @@ class ObjectError(KdnsError):
 
 # --- objects ---------------------------------------------------------------------------------------------------------
 
+# A snapshot (see `snapshotfile`) holds them as arrays: whoever changes a field here changes its version there.
 
-class Namespace(Struct, frozen=True, gc=False):
+
+class Namespace(Struct, frozen=True, gc=False, array_like=True):
     """That a namespace exists."""
 
     name: bytes
@@ -53,7 +64,7 @@ class Namespace(Struct, frozen=True, gc=False):
     """Always empty: namespaces are in none."""
 
 
-class Port(Struct, frozen=True, gc=False):
+class Port(Struct, frozen=True, gc=False, array_like=True):
     """A port of a Service or of a slice's endpoints."""
 
     name: bytes
@@ -64,7 +75,7 @@ class Port(Struct, frozen=True, gc=False):
     """1 … 65535; 0 = all ports, so there is no SRV record."""
 
 
-class Service(Struct, frozen=True, gc=False):
+class Service(Struct, frozen=True, gc=False, array_like=True):
     """What DNS says about a Service."""
 
     namespace: bytes
@@ -78,7 +89,11 @@ class Service(Struct, frozen=True, gc=False):
     address, or no name at all); None for every other type."""
 
 
-class EndpointSlice(Struct, frozen=True, gc=False):
+class ServiceImport(Service, frozen=True, gc=False):
+    """What DNS says about a ServiceImport: its IPs are those of the cluster set, and it is never external."""
+
+
+class EndpointSlice(Struct, frozen=True, gc=False, array_like=True):
     """The ready endpoints of one slice.  The lists run in parallel; an address may appear more than once."""
 
     namespace: bytes
@@ -97,9 +112,18 @@ class EndpointSlice(Struct, frozen=True, gc=False):
     """Empty: the endpoints are reachable, but no port is known."""
     changed: str = ""
     """When the change happened that led to this version (RFC 3339), as the slice controller notes it; may be empty."""
+    zones: bytes = b""
+    """Topology zones in lower case, in the same form as hostnames."""
 
 
-class Pod(Struct, frozen=True, gc=False):
+class ImportedSlice(EndpointSlice, frozen=True, gc=False):
+    """The ready endpoints of one slice of a ServiceImport, which ``service`` names."""
+
+    cluster: bytes = b""
+    """The member cluster that it is from; empty: not said, or not by what can be a label."""
+
+
+class Pod(Struct, frozen=True, gc=False, array_like=True):
     """The addresses of a Pod."""
 
     namespace: bytes
@@ -113,6 +137,7 @@ class Pod(Struct, frozen=True, gc=False):
 
 
 Object: TypeAlias = Namespace | Service | EndpointSlice | Pod
+"""A ServiceImport counts as a Service, an ImportedSlice as an EndpointSlice."""
 
 
 class Endpoint(Struct, frozen=True, gc=False):
@@ -121,6 +146,7 @@ class Endpoint(Struct, frozen=True, gc=False):
     address: bytes
     hostname: bytes = b""
     pod: bytes = b""
+    zone: bytes = b""
 
 
 def endpoint_slice(
@@ -144,6 +170,7 @@ def endpoint_slice(
         _joined([endpoint.pod for endpoint in kept]),
         ports,
         changed,
+        _joined([endpoint.zone for endpoint in kept]),
     )
 
 
@@ -248,6 +275,7 @@ class Page(Struct, frozen=True):
 # --- trimming --------------------------------------------------------------------------------------------------------
 
 _LABEL = re.compile(r"[!-\-/-~]{1,63}")
+_ZONE = re.compile(r"[!-\[\]-~]+")
 _WIDTHS: Final = {"IPv4": 4, "IPv6": 16}
 _ENDED: Final = ("Succeeded", "Failed", "Unknown")
 
@@ -264,6 +292,13 @@ def _label(text: str) -> bytes:
 def _label_or_none(text: str | None) -> bytes:
     """As `_label`, but empty for what is no label."""
     return text.lower().encode() if text and _LABEL.fullmatch(text) else b""
+
+
+# Cached for the same reason: there are few zones.
+@lru_cache(1024)
+def _zone(text: str) -> bytes:
+    """The name of a topology zone, lower-case; empty for what no name that is asked for can spell."""
+    return text.lower().encode() if _ZONE.fullmatch(text) else b""
 
 
 def _address(text: str) -> bytes:
@@ -337,6 +372,45 @@ def _slice(raw: shapes.EndpointSlice) -> EndpointSlice:
     )
 
 
+def _import(raw: shapes.ServiceImport) -> ServiceImport:
+    spec = raw.spec
+    addresses = tuple(filter(None, map(_address, spec.ips or ())))
+    return ServiceImport(
+        _label(raw.metadata.namespace or ""),
+        _label(raw.metadata.name),
+        addresses,
+        _ports(spec.ports),
+        spec.type == "Headless",
+    )
+
+
+def _imported_slice(raw: shapes.ImportedSlice) -> ImportedSlice:
+    meta = raw.metadata
+    labels = meta.labels or shapes.ImportedLabels()
+    width = _WIDTHS.get(raw.address_type, 0)
+    found = endpoint_slice(
+        _label(meta.namespace or ""),
+        _own_name(meta.name),
+        _label(labels.service) if labels.service else b"",
+        _endpoints(raw.endpoints or []) if width else [],
+        _ports(raw.ports),
+        width or 4,
+    )
+    cluster = _label_or_none(labels.cluster)
+    addresses, hostnames, pods = found.addresses, found.hostnames, found.pods
+    return ImportedSlice(
+        found.namespace,
+        found.name,
+        found.service,
+        found.width,
+        addresses,
+        hostnames,
+        pods,
+        found.ports,
+        cluster=cluster,
+    )
+
+
 def _endpoints(raw: list[shapes.Endpoint]) -> list[Endpoint]:
     """The addresses of the endpoints whose condition ``ready`` is true or not said."""
     out: list[Endpoint] = []
@@ -345,8 +419,9 @@ def _endpoints(raw: list[shapes.Endpoint]) -> list[Endpoint]:
             continue
         hostname = _label_or_none(endpoint.hostname)
         pod = _label_or_none(endpoint.target.name) if endpoint.target else b""
+        zone = _zone(endpoint.zone) if endpoint.zone else b""
         addresses = filter(None, map(_address, endpoint.addresses or ()))
-        out.extend(Endpoint(address, hostname, pod) for address in addresses)
+        out.extend(Endpoint(address, hostname, pod, zone) for address in addresses)
     return out
 
 
@@ -394,6 +469,8 @@ _CODECS: Final[dict[str, _Codec[Any]]] = {
     "services": _Codec("services", shapes.Service, _service),
     "endpointslices": _Codec("endpointslices", shapes.EndpointSlice, _slice),
     "pods": _Codec("pods", shapes.Pod, _pod),
+    "serviceimports": _Codec("serviceimports", shapes.ServiceImport, _import),
+    "importedslices": _Codec("importedslices", shapes.ImportedSlice, _imported_slice),
 }
 
 

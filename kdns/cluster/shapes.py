@@ -15,6 +15,13 @@ class SliceLabels(Struct, gc=False):
     service: str | None = field(name="kubernetes.io/service-name", default=None)
 
 
+class ImportedLabels(Struct, gc=False):
+    """The labels of a slice that belongs to a ServiceImport."""
+
+    service: str | None = field(name="multicluster.kubernetes.io/service-name", default=None)
+    cluster: str | None = field(name="multicluster.kubernetes.io/source-cluster", default=None)
+
+
 class SliceAnnotations(Struct, gc=False):
     """The one annotation of a slice that matters."""
 
@@ -34,6 +41,12 @@ class SliceMeta(Meta, gc=False):
 
     labels: SliceLabels | None = None
     annotations: SliceAnnotations | None = None
+
+
+class ImportedMeta(Meta, gc=False):
+    """Metadata of an EndpointSlice that belongs to a ServiceImport."""
+
+    labels: ImportedLabels | None = None
 
 
 class PodMeta(Meta, gc=False):
@@ -77,6 +90,22 @@ class Service(Struct, gc=False):
     kind: str | None = None
 
 
+class ServiceImportSpec(Struct, gc=False):
+    """``spec`` of a ServiceImport."""
+
+    type: str | None = None
+    ips: list[str] | None = None
+    ports: list[Port] | None = None
+
+
+class ServiceImport(Struct, gc=False):
+    """multicluster.x-k8s.io/v1alpha1 ServiceImport."""
+
+    metadata: Meta
+    spec: ServiceImportSpec
+    kind: str | None = None
+
+
 class Conditions(Struct, gc=False):
     """``conditions`` of an endpoint."""
 
@@ -96,12 +125,23 @@ class Endpoint(Struct, gc=False):
     conditions: Conditions | None = None
     hostname: str | None = None
     target: Target | None = field(name="targetRef", default=None)
+    zone: str | None = None
 
 
 class EndpointSlice(Struct, gc=False):
     """discovery.k8s.io/v1 EndpointSlice."""
 
     metadata: SliceMeta
+    address_type: str = field(name="addressType")
+    endpoints: list[Endpoint] | None = None
+    ports: list[Port] | None = None
+    kind: str | None = None
+
+
+class ImportedSlice(Struct, gc=False):
+    """An EndpointSlice, read as one that belongs to a ServiceImport."""
+
+    metadata: ImportedMeta
     address_type: str = field(name="addressType")
     endpoints: list[Endpoint] | None = None
     ports: list[Port] | None = None

@@ -49,7 +49,7 @@ GRACE: Final = 15.0
 MUTE: Final = (2.5, 10.0)
 """A watch is given up when it has been silent for so many times the longest pause between two bookmarks of one stream,
 and so many seconds.  A server that sends no bookmarks is never too silent."""
-LARGEST: Final = {"endpointslices": 200}
+LARGEST: Final = {"endpointslices": 200, "importedslices": 200}
 """Objects of one page at most, by kind; the others 500."""
 FIRST_LIMIT: Final = 100
 """Objects of the first page, until it is known how large they are."""

@@ -8,6 +8,7 @@ Each manifest is trimmed to an `Entry` as soon as it is read; `build` puts the e
   of the endpoint slice controller for it: then somebody has written out a live cluster, and they count as they are.
 - Pods of a StatefulSet get its identity; a StatefulSet or Deployment by itself makes no Pods, as nothing here could
   give them addresses.
+- ServiceImports are taken as they stand, with the EndpointSlices that name them; nothing imports them.
 - Label selectors choose among all of these, as the API server would.
 """
 
@@ -16,13 +17,13 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import msgspec
 from msgspec import Struct, field
 
 from kdns.cluster import clusterips, endpoints, objects
-from kdns.cluster.objects import KINDS, SINGULAR, Object, ObjectError
+from kdns.cluster.objects import IMPORT_NAME, IMPORTS, KINDS, SINGULAR, Object, ObjectError
 from kdns.cluster.selectors import Selector
 from kdns.name import BadName, pack_address
 
@@ -36,6 +37,7 @@ _READ: Final = {
     ("v1", "Pod"): "pods",
     ("discovery.k8s.io/v1", "EndpointSlice"): "endpointslices",
     ("apps/v1", "StatefulSet"): STATEFUL_SETS,
+    ("multicluster.x-k8s.io/v1alpha1", "ServiceImport"): "serviceimports",
 }
 _NAMESPACE_NAME: Final = "kubernetes.io/metadata.name"
 """The label that the API server puts on every Namespace."""
@@ -51,7 +53,7 @@ class Entry(Struct, frozen=True, gc=False):
     where: str
     """``FILE:LINE``."""
     kind: str
-    """One of `objects.KINDS`, or `STATEFUL_SETS`; empty for what DNS has no use for."""
+    """One of `objects.KINDS`, ``serviceimports`` or `STATEFUL_SETS`; empty for what DNS has no use for."""
     namespace: str
     """Empty for what is in no namespace."""
     name: str
@@ -59,6 +61,8 @@ class Entry(Struct, frozen=True, gc=False):
     object: Object | None = None
     source: Source | None = None
     """What endpoints are worked out from."""
+    imported: Object | None = None
+    """An EndpointSlice as one of a ServiceImport, if it names one."""
 
     def error(self, text: str) -> ObjectError:
         """An error that tells where this object stands, and its name."""
@@ -98,6 +102,15 @@ class _Slice(Struct):
     endpoints: list[_SliceEndpoint] | None = None
 
 
+class _ImportSpec(Struct):
+    type: Literal["ClusterSetIP", "Headless"]
+    ips: list[str] | None = None
+
+
+class _Import(Struct):
+    spec: _ImportSpec
+
+
 def entry(document: Document) -> Entry:
     """What counts of a manifest.  Raises ObjectError ``FILE:LINE: Kind namespace/name: reason``."""
     kind = _READ.get((document.version, document.kind), "")
@@ -115,10 +128,13 @@ def entry(document: Document) -> Entry:
         raise bare.error("names have no capital letters")
     try:
         found = objects.from_manifest(kind, document.content) if kind in SINGULAR else None
+        slice = kind == "endpointslices" and IMPORT_NAME in bare.labels
+        imported = objects.from_manifest("importedslices", document.content) if slice else None
     except ObjectError as error:
         raise ObjectError(f"{document.where}: {error}") from None
     try:
-        return msgspec.structs.replace(bare, object=found, source=_source(kind, document.content))
+        source = _source(kind, document.content)
+        return msgspec.structs.replace(bare, object=found, source=source, imported=imported)
     except (msgspec.ValidationError, ObjectError) as error:
         raise bare.error(str(error)) from None
 
@@ -137,6 +153,8 @@ def _source(kind: str, manifest: dict[str, Any]) -> Source | None:
         return endpoints.stateful_set(manifest)
     if kind == "endpointslices":
         _check_slice(msgspec.convert(manifest, _Slice))
+    if kind == "serviceimports":
+        _packed(msgspec.convert(manifest, _Import).spec.ips or ())
     return None
 
 
@@ -173,9 +191,13 @@ def build(entries: Iterable[Entry], kinds: Mapping[str, Selector], before: Mappi
         "services": services,
         "endpointslices": chain(by_kind["endpointslices"], _derived(by_kind)),
         "pods": by_kind["pods"],
+        "serviceimports": by_kind["serviceimports"],
+        "importedslices": [
+            msgspec.structs.replace(one, object=one.imported) for one in by_kind["endpointslices"] if one.imported
+        ],
     }
     chosen: Objects = {}
-    for kind in KINDS:
+    for kind in (*KINDS, *IMPORTS):
         if kind in kinds:
             chosen[kind] = {
                 (one.object.namespace, one.object.name): one.object

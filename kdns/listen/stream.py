@@ -76,7 +76,7 @@ class StreamListener:
     @property
     def waiting(self) -> int:
         """Queries that were read here and still wait for their answer, or to be taken by the client."""
-        return sum(len(connection.tasks) for connection in self.connections)
+        return sum(len(connection.waiting) for connection in self.connections)
 
     def use(self, tls: ssl.SSLContext | None) -> None:
         """Connections that come from now on are encrypted with this."""
@@ -136,7 +136,7 @@ class StreamListener:
         for connection in list(self.connections):
             if connection.stuck_since and now - connection.stuck_since > limits.TCP_WRITE:
                 self.cut(connection, "write")
-            elif now - connection.last > limits.TCP_IDLE and not connection.tasks:
+            elif now - connection.last > limits.TCP_IDLE and not connection.waiting:
                 self.cut(connection, "idle")
             elif connection.partial_since and now - connection.partial_since > limits.TCP_READ:
                 self.cut(connection, "read")
@@ -147,7 +147,7 @@ class Connection(asyncio.Protocol):
     """One client's connection."""
 
     def __init__(self, owner: StreamListener, listener: Listener, peer: tuple[str, int]) -> None:
-        self.tasks: set[asyncio.Task[None]] = set()
+        self.waiting: set[Waiting] = set()
         """Queries that wait for something."""
         self.last = 0.0
         """When the last whole query came (monotonic seconds)."""
@@ -178,8 +178,9 @@ class Connection(asyncio.Protocol):
         """Forget what nobody waits for any more."""
         self._transport = None
         self._owner.left(self)
-        for task in self.tasks:
-            task.cancel()
+        self._buffer.clear()
+        for waiting in list(self.waiting):
+            waiting.cancel()
 
     def eof_received(self) -> bool:
         """The client asks no more, but still wants its answers."""
@@ -256,13 +257,13 @@ class Connection(asyncio.Protocol):
             self._transport.write(b"".join(replies))
 
     def _close_when_done(self) -> None:
-        if self.tasks or self._resting or self._transport is None:
+        if self.waiting or self._resting or self._transport is None:
             return
         if self._finishing or (self._eof and self._can_take()):
             self._transport.close()
 
     def _can_take(self) -> bool:
-        return not self.stuck_since and not self._resting and len(self.tasks) < limits.TCP_PIPELINE
+        return not self.stuck_since and not self._resting and len(self.waiting) < limits.TCP_PIPELINE
 
     def _ask(self, packet: bytes) -> bytes | None:
         owner = self._owner
@@ -271,16 +272,14 @@ class Connection(asyncio.Protocol):
             reply = owner.handler.handle(packet, self._peer, self._listener, owner.scope)
         if not isinstance(reply, Waiting):
             return reply
-        task = self._loop.create_task(owner.handler.finish(reply, self._send))
-        self.tasks.add(task)
-        task.add_done_callback(self._finished)
+        self.waiting.add(reply)
+        reply.park(self._settled)
         return None
 
-    def _send(self, reply: bytes) -> None:
-        self._write([len(reply).to_bytes(2, "big") + reply])
-
-    def _finished(self, task: asyncio.Task[None]) -> None:
-        self.tasks.discard(task)
+    def _settled(self, waiting: Waiting, reply: bytes | None) -> None:
+        self.waiting.discard(waiting)
+        if reply is not None:
+            self._write([len(reply).to_bytes(2, "big") + reply])
         if self._paused:
             self._work()
         else:

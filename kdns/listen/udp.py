@@ -83,9 +83,12 @@ class UdpListener:
         host, port = sock.getsockname()[:2]
         self.sock = sock
         self._handler = handler
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._bequeathed: list[Any] = []
-        """Receivers of earlier listeners, whose late answers go through this one's socket."""
+        self._waiting: dict[Waiting, Any] = {}
+        """Queries that wait for something → the way back to the asker."""
+        self._answered: list[tuple[Any, bytes]] = []
+        """Replies that waited, with the same."""
+        self._predecessors: list[UdpListener] = []
+        """Earlier listeners whose late answers go through this one's socket."""
         self._loop = asyncio.get_running_loop()
         listener = Listener(server, "udp", (host, port), "2" if sock.family == socket.AF_INET6 else "1")
         self._receiver: Any
@@ -115,7 +118,7 @@ class UdpListener:
     @property
     def waiting(self) -> int:
         """Queries that were read here and still wait for their answer."""
-        return len(self._tasks)
+        return len(self._waiting) + sum(listener.waiting for listener in self._predecessors)
 
     def stop_reading(self) -> None:
         """Answer what the socket holds, then read no more; what waits is still answered."""
@@ -125,10 +128,8 @@ class UdpListener:
     def close(self) -> None:
         """Let go of the socket and of every query that still waits."""
         self._leave()
-        for task in self._tasks:
-            task.cancel()
-        for receiver in (self._receiver, *self._bequeathed):
-            receiver.close()
+        for listener in (self, *self._predecessors):
+            listener._give_up()
         self._settle()
         self._no_scrape()
         self.sock.close()
@@ -136,14 +137,19 @@ class UdpListener:
     def hand_over(self, heir: UdpListener) -> None:
         """Answer what the socket holds, then close it; what waits is answered through the heir's (same address)."""
         self.stop_reading()
-        self._receiver.send_through(heir.sock)
-        heir._bequeathed += [self._receiver, *self._bequeathed]
-        for task in self._tasks:
-            heir._tasks.add(task)
-            task.add_done_callback(heir._tasks.discard)
+        for listener in (self, *self._predecessors):
+            listener._receiver.send_through(heir.sock)
+            heir._predecessors.append(listener)
+        self._predecessors = []
         self._settle()
         self._no_scrape()
         self.sock.close()
+
+    def _give_up(self) -> None:
+        for waiting in list(self._waiting):
+            waiting.cancel()
+        self._send_late()
+        self._receiver.close()
 
     def _leave(self) -> None:
         if self._direct is not None:
@@ -151,10 +157,22 @@ class UdpListener:
         self._loop.remove_reader(self._watched)
 
     def _late(self, waiting: Waiting, back: Any) -> None:
-        """A query waits for something: a task sends the answer later."""
-        task = self._loop.create_task(self._handler.finish(waiting, back.send))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        """A query waits for something: the answer is sent later."""
+        self._waiting[waiting] = back
+        waiting.park(self._settled)
+
+    def _settled(self, waiting: Waiting, reply: bytes | None) -> None:
+        back = self._waiting.pop(waiting)
+        if reply is not None:
+            # All that one look at the upstreams brought go out in a row: that wakes the client once, not each time.
+            if not self._answered:
+                self._loop.call_soon(self._send_late)
+            self._answered.append((back, reply))
+
+    def _send_late(self) -> None:
+        answered, self._answered = self._answered, []
+        for back, reply in answered:
+            back.send(reply)
 
     def _settle(self) -> None:
         unsent, overflows = self._receiver.unsent, self._receiver.overflows

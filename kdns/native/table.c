@@ -2,6 +2,8 @@
 #define _GNU_SOURCE
 #endif
 #include "names.h"
+#include "plan.h"
+#include "question.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -11,19 +13,8 @@
 #endif
 
 enum {
-    HEADER = 12,
-    ROOT_TYPE_CLASS = 5, /* what ends a question: the root octet, type and class */
-    OPT_SIZE = 11,       /* an OPT record without options */
-    OPT_KEPT = 9,        /* of it, what options do not change: all but the length of its data */
-    LONGEST_NAME = 255,
-    LONGEST_LABEL = 63,
-    POINTER = 0xc0,
-    RECORD = 10, /* type, class, TTL and length of a record */
-    TYPE_A = 1, TYPE_SOA = 6, TYPE_AAAA = 28, TYPE_OPT = 41,
-    OPTION_COOKIE = 10, OPTION_PADDING = 12,
     TC = 2,
-    UDP_MIN = 512, /* what every client takes over UDP */
-    KEY = 1 + KD_SCOPE + 3 + LONGEST_NAME + ROOT_TYPE_CLASS + OPT_SIZE + 2,
+    UDP_MIN = 512,     /* what every client takes over UDP */
     DOOR = 1 << 17,    /* questions that can be remembered as having come once, in one octet each */
     PLENTY = 8,        /* there is plenty of room while less than one part in so many is taken */
     YOUNG_SHARE = 10,  /* the young ones give way first as long as they are more than one in so many */
@@ -46,10 +37,6 @@ struct link {
     struct kd_entry *entry;
     struct fact *fact;
     struct link *before, *next;
-};
-
-struct ttl {
-    uint32_t at, seconds; /* where in the tail, and what it was when stored */
 };
 
 struct kd_entry {
@@ -101,129 +88,6 @@ struct kd_table {
     uint8_t *door;
 };
 
-/* --- a packet as a question ---------------------------------------------------------------------------------------- */
-
-struct question {
-    const uint8_t *name;   /* folded, without the root octet, within the key */
-    size_t name_size;
-    size_t end;            /* in the packet: the root octet */
-    size_t kept;           /* of the packet from there on, so much belongs to the key */
-    int options;           /* so the length of the packet does, too */
-    size_t key_size;
-    uint8_t key[KEY];
-};
-
-static unsigned get16(const uint8_t *at)
-{
-    return (unsigned)at[0] << 8 | at[1];
-}
-
-static void put16(uint8_t *at, unsigned value)
-{
-    at[0] = (uint8_t)(value >> 8);
-    at[1] = (uint8_t)value;
-}
-
-/* Whether the OPT record ends the packet and holds nothing but a cookie and padding. */
-static int options_ignored(const uint8_t *opt, size_t size)
-{
-    size_t at = OPT_SIZE;
-
-    if (opt[0] || get16(opt + 1) != TYPE_OPT || get16(opt + OPT_KEPT) != size - OPT_SIZE)
-        return 0;
-    for (int option = 0; option < 2; option++) {
-        unsigned code;
-
-        if (size - at < 4)
-            return 0;
-        code = get16(opt + at);
-        if (code != OPTION_COOKIE && code != OPTION_PADDING)
-            return 0;
-        at += 4 + (size_t)get16(opt + at + 2);
-        if (at >= size)
-            return at == size;
-    }
-    return 0;
-}
-
-/* What follows the root octet, type and class: how much of it belongs to the key; -1: nothing for us. */
-static int tail_kept(const uint8_t *packet, size_t size, size_t at, int *options)
-{
-    const uint8_t *opt = packet + at;
-    size_t rest = size - at;
-
-    *options = 0;
-    if (!packet[11])
-        return rest ? -1 : 0;
-    if (rest == OPT_SIZE)
-        return opt[0] || get16(opt + 1) != TYPE_OPT || get16(opt + OPT_KEPT) ? -1 : OPT_SIZE;
-    if (rest < OPT_SIZE || !options_ignored(opt, rest))
-        return -1;
-    *options = 1;
-    return OPT_KEPT;
-}
-
-static size_t finish_key(struct question *q, uint8_t *key, size_t at, const uint8_t *packet, size_t size)
-{
-    memcpy(key + at, packet + q->end, q->kept);
-    at += q->kept;
-    if (q->options) {
-        put16(key + at, (unsigned)(size - q->name_size));
-        at += 2;
-    }
-    return at;
-}
-
-/* Reads a packet; 0: it is nothing that is ever stored. */
-static int read_question(struct question *q, const struct kd_scope *scope, const uint8_t *packet, size_t size)
-{
-    static const uint8_t counts[7] = {0, 1, 0, 0, 0, 0, 0};
-    size_t at = HEADER, start;
-    uint8_t *key = q->key;
-    int kept;
-
-    if (size < HEADER + ROOT_TYPE_CLASS || size > 65535 || packet[2] > 1 || packet[3] & ~0x30 || packet[11] > 1 ||
-        memcmp(packet + 4, counts, sizeof counts))
-        return 0;
-    while (packet[at]) {
-        if (packet[at] > LONGEST_LABEL)
-            return 0;
-        at += 1 + (size_t)packet[at];
-        if (at >= size || at - HEADER >= LONGEST_NAME)
-            return 0;
-    }
-    if (size - at < ROOT_TYPE_CLASS)
-        return 0;
-    kept = tail_kept(packet, size, at + ROOT_TYPE_CLASS, &q->options);
-    if (kept < 0)
-        return 0;
-    q->end = at;
-    q->kept = ROOT_TYPE_CLASS + (size_t)kept;
-    q->name_size = at - HEADER;
-    *key++ = (uint8_t)q->options;
-    memcpy(key, scope->octets, scope->size);
-    key += scope->size;
-    *key++ = packet[2];
-    *key++ = packet[3];
-    *key++ = packet[11];
-    q->name = key;
-    for (start = HEADER; start < at; start++)
-        *key++ = (uint8_t)(packet[start] + (((uint8_t)(packet[start] - 'A') < 26) << 5));
-    q->key_size = finish_key(q, q->key, (size_t)(key - q->key), packet, size);
-    return 1;
-}
-
-/* The key of general entries: as the question's, with the apex in place of its name.  Returns its size. */
-static size_t general_key(struct question *q, uint8_t *key, const struct apex *apex, const uint8_t *packet, size_t size)
-{
-    size_t at = (size_t)(q->name - q->key);
-
-    memcpy(key, q->key, at);
-    key[0] |= 2;
-    memcpy(key + at, apex->name, apex->size);
-    return finish_key(q, key, at + apex->size, packet, size);
-}
-
 /* --- finding ------------------------------------------------------------------------------------------------------- */
 
 static struct kd_entry *find(const struct kd_table *t, const uint8_t *key, size_t size, uint64_t hash)
@@ -263,7 +127,7 @@ static struct kd_entry *find_general(struct kd_table *t, struct question *q, con
 
         if ((best && best->apex->size >= apex->size) || !is_below(q, apex, &begin))
             continue;
-        key_size = general_key(q, key, apex, packet, size);
+        key_size = kd_general_key(q, key, apex->name, apex->size, packet, size);
         entry = find(t, key, key_size, kd_siphash(&t->secret, key, key_size));
         if (entry && kd_names_deny(entry->names, q->name, begin))
             best = entry;
@@ -277,7 +141,7 @@ static struct kd_entry *look_up(struct kd_table *t, struct question *q, const st
 {
     struct kd_entry *entry;
 
-    if (!read_question(q, scope, packet, size))
+    if (!kd_read_question(q, scope, packet, size))
         return NULL;
     entry = find(t, q->key, q->key_size, kd_siphash(&t->secret, q->key, q->key_size));
     return entry || !t->apex_count ? entry : find_general(t, q, packet, size);
@@ -527,117 +391,6 @@ static void grow_buckets(struct kd_table *t)
     free(buckets);
 }
 
-/* --- what changes in a reply --------------------------------------------------------------------------------------- */
-
-/* Where the changing parts of a reply are; what does not fit is more than any packet can hold. */
-struct plan {
-    unsigned ttl_count, turn_count, pointer_count;
-    size_t turns_end; /* where the last address ends */
-    struct ttl ttls[65536 / (1 + RECORD) + 1];
-    uint32_t turns[65536 / (1 + RECORD) + 2];
-    uint32_t pointers[65536 / 2];
-};
-
-/* Only with the lock: too large for a thread's stack. */
-static struct plan plan;
-
-struct record {
-    size_t start, type_at, data; /* where its owner, its fixed part and its data begin */
-    size_t end;
-    unsigned type;
-};
-
-/* Skips a name, noting the pointer in which it ends if `note`; 0: it leads out of the tail. */
-static size_t skip_name(const uint8_t *tail, size_t size, size_t at, int note)
-{
-    while (at < size && tail[at] && tail[at] < POINTER)
-        at += 1 + (size_t)tail[at];
-    if (at >= size)
-        return 0;
-    if (!tail[at])
-        return at + 1;
-    if (size - at < 2)
-        return 0;
-    if (note)
-        plan.pointers[plan.pointer_count++] = (uint32_t)at;
-    return at + 2;
-}
-
-static int read_record(struct record *record, const uint8_t *tail, size_t size, size_t at, int note)
-{
-    record->start = at;
-    at = skip_name(tail, size, at, note);
-    if (!at || size - at < RECORD)
-        return -1;
-    record->type_at = at;
-    record->type = get16(tail + at);
-    record->data = at + RECORD;
-    record->end = record->data + get16(tail + at + 8);
-    return record->end > size ? -1 : 0;
-}
-
-/* Whether all names in a record's data are where pointers can be moved: in a SOA's two names, or there are none. */
-static int note_data(const struct record *record, const uint8_t *tail)
-{
-    size_t at = record->data;
-
-    if (record->type == TYPE_OPT)
-        return 0;
-    if (record->type != TYPE_SOA)
-        return -1;
-    for (int name = 0; name < 2; name++) {
-        at = skip_name(tail, record->end, at, 1);
-        if (!at)
-            return -1;
-    }
-    return 0;
-}
-
-/* Note an address; whether it stands together with those before it, under one name to which it points. */
-static int note_turn(const struct record *record, const uint8_t *tail)
-{
-    const uint8_t *owner = tail + record->start;
-    unsigned count = plan.turn_count;
-    /* A pointer before the run stays true wherever the record moves; a name written out would be moved away under the
-     * pointers of the others. */
-    int together = owner[0] >= POINTER &&
-                   (!count || (record->start == plan.turns_end && !memcmp(owner, tail + plan.turns[0], 2)));
-
-    plan.turns[plan.turn_count++] = (uint32_t)record->start;
-    plan.turns_end = record->end;
-    return together;
-}
-
-/* Find what changes; -1: the reply cannot be kept like this. */
-static int make_plan(const uint8_t *reply, const uint8_t *tail, size_t size, int rotate, int general)
-{
-    unsigned answers = get16(reply + 6), records = answers + get16(reply + 8) + get16(reply + 10);
-    int together = 1;
-    size_t at = 0;
-
-    plan.ttl_count = plan.turn_count = plan.pointer_count = 0;
-    for (unsigned number = 0; number < records; number++) {
-        struct record record;
-
-        if (read_record(&record, tail, size, at, general) || (general && note_data(&record, tail)))
-            return -1;
-        if (record.type != TYPE_OPT) {
-            const uint8_t *ttl = tail + record.type_at + 4;
-
-            plan.ttls[plan.ttl_count].at = (uint32_t)(record.type_at + 4);
-            plan.ttls[plan.ttl_count++].seconds = (uint32_t)get16(ttl) << 16 | get16(ttl + 2);
-        }
-        if (rotate && number < answers && (record.type == TYPE_A || record.type == TYPE_AAAA))
-            together &= note_turn(&record, tail);
-        at = record.end;
-    }
-    if (at != size)
-        return -1;
-    if (plan.turn_count < 2)
-        plan.turn_count = 0;
-    return plan.turn_count && !together ? -1 : 0;
-}
-
 /* --- making an entry ----------------------------------------------------------------------------------------------- */
 
 static void *carve(uint8_t **at, size_t size)
@@ -658,7 +411,7 @@ static struct kd_entry *make_entry(const struct question *q, const uint8_t *key,
                                    size_t reply_size, const struct kd_lease *lease, int general)
 {
     size_t tail_at = q->end + ROOT_TYPE_CLASS, tail_size = reply_size - tail_at;
-    unsigned ttls = lease->age ? plan.ttl_count : 0, turns = plan.turn_count, pointers = plan.pointer_count;
+    unsigned ttls = lease->age ? kd_plan.ttl_count : 0, turns = kd_plan.turn_count, pointers = kd_plan.pointer_count;
     size_t size = room_for(sizeof(struct kd_entry)) + room_for(lease->fact_count * sizeof(struct link)) +
                   room_for(ttls * sizeof(struct ttl)) + room_for((turns ? turns + 1 : 0) * sizeof(uint32_t)) +
                   room_for(pointers * sizeof(uint32_t)) + room_for(key_size) + room_for(HEADER - 2) +
@@ -677,11 +430,11 @@ static struct kd_entry *make_entry(const struct question *q, const uint8_t *key,
     entry->key = carve(&at, key_size);
     entry->head = carve(&at, HEADER - 2);
     entry->tail = carve(&at, tail_size);
-    memcpy(entry->ttls, plan.ttls, ttls * sizeof(struct ttl));
-    memcpy(entry->turns, plan.turns, turns * sizeof(uint32_t));
+    memcpy(entry->ttls, kd_plan.ttls, ttls * sizeof(struct ttl));
+    memcpy(entry->turns, kd_plan.turns, turns * sizeof(uint32_t));
     if (turns)
-        entry->turns[turns] = (uint32_t)plan.turns_end;
-    memcpy(entry->pointers, plan.pointers, pointers * sizeof(uint32_t));
+        entry->turns[turns] = (uint32_t)kd_plan.turns_end;
+    memcpy(entry->pointers, kd_plan.pointers, pointers * sizeof(uint32_t));
     memcpy(entry->key, key, key_size);
     memcpy(entry->head, reply + 2, HEADER - 2);
     memcpy(entry->tail, reply + tail_at, tail_size);
@@ -765,10 +518,10 @@ static struct apex *general_apex(struct kd_table *t, const struct question *q, c
     wanted.size = lease->apex_size - 1;
     memcpy(wanted.name, lease->apex, wanted.size);
     if (!is_below(q, &wanted, &begin) || !kd_names_deny(lease->names, q->name, begin) ||
-        make_plan(reply, tail, size - q->end - ROOT_TYPE_CLASS, 0, 1))
+        kd_make_plan(reply, tail, size - q->end - ROOT_TYPE_CLASS, 0, 1))
         return NULL;
-    for (unsigned i = 0; i < plan.pointer_count; i++) {
-        unsigned target = get16(tail + plan.pointers[i]) & 0x3fff;
+    for (unsigned i = 0; i < kd_plan.pointer_count; i++) {
+        unsigned target = get16(tail + kd_plan.pointers[i]) & 0x3fff;
 
         if (target < HEADER + begin || target > q->end)
             return NULL;
@@ -799,7 +552,7 @@ int kd_put(struct kd_table *t, const struct kd_scope *scope, const uint8_t *pack
     uint8_t general[KEY], *key = q.key;
     size_t key_size, tail_at;
 
-    if (lease->until <= now || !read_question(&q, scope, packet, size))
+    if (lease->until <= now || !kd_read_question(&q, scope, packet, size))
         return 0;
     tail_at = q.end + ROOT_TYPE_CLASS;
     if (reply_size < tail_at || reply_size > 65535 || lease->fact_count > UINT16_MAX ||
@@ -812,9 +565,9 @@ int kd_put(struct kd_table *t, const struct kd_scope *scope, const uint8_t *pack
     apex = general_apex(t, &q, reply, reply_size, lease);
     if (apex) {
         key = general;
-        key_size = general_key(&q, general, apex, packet, size);
+        key_size = kd_general_key(&q, general, apex->name, apex->size, packet, size);
         kept.fact_count = 0; /* what exists below the apex is its fact */
-    } else if (make_plan(reply, reply + tail_at, reply_size - tail_at, kept.rotate, 0))
+    } else if (kd_make_plan(reply, reply + tail_at, reply_size - tail_at, kept.rotate, 0))
         return 0;
     if (!admit(t, apex ? general : q.name, apex ? key_size : q.name_size + ROOT_TYPE_CLASS))
         return 0;

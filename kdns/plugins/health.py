@@ -1,11 +1,14 @@
 """health: tell over HTTP that the process is alive.
 
-``health [ADDRESS] { lameduck DURATION }``
+``health [ADDRESS] { lameduck DURATION [MOST] }``
 
 ``GET /health`` on ADDRESS (default ``:8080``) answers 200 ``OK`` as long as the process runs, whatever its backends
 do.  ``lameduck``: when the process is told to stop it goes on answering, DNS and health, for DURATION (Go syntax)
-before it closes its sockets, so that those who still send here are answered.  A request to itself each second
-measures how busy the process is.
+before it closes its sockets, so that those who still send here are answered.  With MOST (kdns only) it goes on after
+that as long as queries keep coming, until none has come for `QUIET` seconds, but for no more than MOST in all: some
+still send here when others have long been told otherwise.  It is never shorter than DURATION: that nobody sends in
+this moment does not show that everybody has been told.  A request to itself each second measures how busy the process
+is.
 
 Metrics: ``coredns_health_request_duration_seconds``, ``coredns_health_request_failures_total``.
 """
@@ -23,6 +26,10 @@ from kdns.corefile import Directive
 from kdns.plugin import HttpPath, Plugin, Site
 from kdns.values import duration_text, listen_address
 
+QUIET: Final = 2.0
+"""Seconds without a query after which nobody is thought to send here any more."""
+POLL: Final = 0.25
+"""Seconds between two looks whether queries have come."""
 _DEFAULT: Final = ":8080"
 _EVERY: Final = 1.0
 _TIMEOUT: Final = 3.0
@@ -35,10 +42,11 @@ class Health(Plugin):
     name = "health"
     handles = False
 
-    def __init__(self, site: Site, address: str, lameduck: float) -> None:
+    def __init__(self, site: Site, address: str, lameduck: float, most: float = 0.0) -> None:
         self._address = address
         self._url = f"http://{address}/health"
         self._lameduck = lameduck
+        self._most = most
         self._now = site.now
         self._process = site.process
         self._log = site.logger(self.name)
@@ -55,14 +63,16 @@ class Health(Plugin):
 
     @classmethod
     def setup(cls, uses: Sequence[Directive], site: Site) -> Plugin:
-        """``health [ADDRESS] { lameduck DURATION }``; the last of several wins, as in CoreDNS."""
-        address, lameduck = _DEFAULT, 0.0
+        """``health [ADDRESS] { lameduck DURATION [MOST] }``; the last of several wins, as in CoreDNS."""
+        address, lameduck, most = _DEFAULT, 0.0, 0.0
         for use in uses:
             address = use.optional(_DEFAULT)
             use.listen_address(address)
             for option in use.options("lameduck"):
-                lameduck = option.duration(option.arg())
-        return cls(site, address, lameduck)
+                least, *rest = option.between(1, 2)
+                lameduck = option.duration(least)
+                most = option.duration(rest[0], lameduck) if rest else 0.0
+        return cls(site, address, lameduck, most)
 
     async def start(self) -> None:
         """Begin to measure."""
@@ -70,9 +80,27 @@ class Health(Plugin):
 
     async def drain(self) -> None:
         """Lameduck: the process answers on for a while."""
-        if self._lameduck:
-            self._log.info(f"Going into lameduck mode for {duration_text(self._lameduck)}")
+        if not self._lameduck and not self._most:
+            return
+        self._log.info(f"Going into lameduck mode for {duration_text(self._lameduck)}")
+        if self._most:
+            await self._until_quiet()
+        else:
             await asyncio.sleep(self._lameduck)
+
+    async def _until_quiet(self) -> None:
+        """Answer on until nobody asks any more, within the bounds."""
+        asked, began = self._process.asked, self._now()
+        first = count = asked()
+        last = began
+        while (now := self._now()) < began + self._lameduck or (now < began + self._most and now < last + QUIET):
+            await asyncio.sleep(POLL)
+            if asked() != count:
+                count, last = asked(), self._now()
+        told = f"{count - first} queries came meanwhile, the last {duration_text(round(now - last, 1))} ago"
+        if count == first:
+            told = "no query came meanwhile"
+        self._log.info(f"Lameduck ends after {duration_text(round(now - began, 1))}: {told}")
 
     async def stop(self) -> None:
         """Measure no more."""

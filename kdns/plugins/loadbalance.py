@@ -76,9 +76,9 @@ class Loadbalance(Plugin):
     async def resolve(self, query: Query, next: Next) -> Reply:
         """Pass on, and reorder what comes back."""
         reply = await next(query)
-        if reply.rcode != NOERROR or query.type in (AXFR, IXFR):
+        if reply.rcode != NOERROR or (len(reply.answer) < 2 and not reply.authority and not reply.additional):
             return reply
-        if len(reply.answer) < 2 and not reply.authority and not reply.additional:
+        if query.type in (AXFR, IXFR):
             return reply
         return self.reorder(query, reply)
 

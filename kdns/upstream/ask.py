@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 from array import array
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from kdns.errors import KdnsError
 from kdns.message import EDE_NETWORK_ERROR, EDE_NO_REACHABLE_AUTHORITY
 from kdns.metrics import Cell
 from kdns.name import Name
-from kdns.wire import FormatError, Message, parse_reply
+from kdns.upstream.native import matches, read_reply
+from kdns.wire import Message
 
 if TYPE_CHECKING:
     from kdns.upstream.server import Upstream
-
-_HEADER: Final = 12
 
 
 class UpstreamError(KdnsError):
@@ -36,8 +35,9 @@ def timed_out(waits_for: str) -> UpstreamError:
 class Carrier(Protocol):
     """A socket that carries questions."""
 
-    local: tuple[str, int]
-    """Our end."""
+    @property
+    def local(self) -> tuple[str, int]:
+        """Our end."""
 
     @property
     def waits_for(self) -> str:
@@ -110,20 +110,7 @@ class Attempt:
 
 def matching(packet: bytes, ask: Ask) -> Message | None:
     """The packet as the answer to ``ask``; None for whatever is not a well-formed answer to just this question."""
-    name, kind = ask.name, ask.kind
-    end = _HEADER + len(name)
-    if (
-        packet[end : end + 4] != kind
-        or packet[_HEADER:end].lower() != name
-        # A response, opcode QUERY, one question.
-        or packet[2] & 0xF8 != 0x80
-        or packet[4:6] != b"\0\1"
-    ):
-        return None
-    try:
-        return parse_reply(packet)
-    except FormatError:
-        return None
+    return read_reply(packet) if matches(packet, ask.name, ask.kind) else None
 
 
 def random_numbers() -> Iterator[int]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from kdns import limits
 from kdns.message import TC, Reply
+from kdns.promise import Promise
 from kdns.upstream.ask import Ask, Attempt, UpstreamError, timed_out
 from kdns.wire import Message
 
@@ -33,6 +33,7 @@ class Flight(Ask):
     fallback: tuple[Message, str] | None = None
     """An answer that will do if nothing better comes."""
     error: UpstreamError | None = None
+    _tick_at = 0
 
     def __init__(self, group: Group, key: bytes, tail: bytes, shape: Shape, now: float) -> None:
         """``key``: name (folded), type and class."""
@@ -41,7 +42,7 @@ class Flight(Ask):
         self.shape = shape
         self.proto = shape[1]
         self.began = self.launched = now
-        self.waiters: list[asyncio.Future[Outcome]] = []
+        self.waiters: list[Promise[Outcome]] = []
         self.attempts: list[Attempt] = []
         self.tried: list[Upstream] = []
         """Asked in this round."""
@@ -52,16 +53,16 @@ class Flight(Ask):
         """Whether all who waited have their answer."""
         return not self.airborne
 
-    def join(self) -> asyncio.Future[Outcome]:
-        """A future of one's own for the outcome: one who goes away takes nobody with him."""
-        future: asyncio.Future[Outcome] = self.group.loop.create_future()
-        self.waiters.append(future)
-        return future
+    def join(self) -> Promise[Outcome]:
+        """A promise of one's own for the outcome: one who goes away takes nobody with him."""
+        promise: Promise[Outcome] = Promise(self.group.wakeups)
+        self.waiters.append(promise)
+        return promise
 
     def start(self) -> None:
         """Ask the first server."""
         if self._launch(self.began):
-            self.group.wheel.at(self.began + min(self.group.hedge, self.group.patience), self)
+            self._tick_at = self.group.wheel.at(self.began + min(self.group.hedge, self.group.patience), self)
         else:
             self._fail()
 
@@ -144,7 +145,7 @@ class Flight(Ask):
         if self.left and now >= self.launched + self._wait(fresh) and group.may_ask_again(self, fresh, now):
             self._launch(now)
             fresh = group.choice.has_fresh(self.tried, now)
-        self.group.wheel.at(self._next_tick(now, self._wait(fresh)), self)
+        self._tick_at = group.wheel.at(self._next_tick(now, self._wait(fresh)), self)
 
     def _wait(self, fresh: bool) -> float:
         """How long after the last attempt the next one may follow."""
@@ -187,7 +188,8 @@ class Flight(Ask):
             return False
         self.sends += 1
         attempt = Attempt(self, upstream, proto, now)
-        attempt.guards = guards
+        if guards is not None:
+            attempt.guards = guards
         self.attempts.append(attempt)
         try:
             upstream.send(attempt)
@@ -218,12 +220,14 @@ class Flight(Ask):
     def _land(self, outcome: Outcome) -> None:
         """Tell all who wait."""
         self.airborne = False
-        self.group.landed(self)
+        group = self.group
+        group.landed(self)
+        # Thousands that have landed would push what is needed out of the processor's cache until their time comes.
+        group.wheel.forget(self._tick_at, self)
         for attempt in self.attempts:
             if attempt.carrier is not None:
                 attempt.carrier.forget(attempt)
         self.attempts.clear()
         waiters, self.waiters = self.waiters, []
         for waiter in waiters:
-            if not waiter.done():
-                waiter.set_result(outcome)
+            waiter.keep(outcome)

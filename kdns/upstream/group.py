@@ -2,7 +2,7 @@
 
 One question, however many ask it, is one `Flight`: it is asked once, and all who wait get its answer.  A flight is a
 table of attempts and a few times, driven by what comes in and by the `Wheel`; there is no task and no timer for it.
-Those who ask await one Future each.
+Those who ask await one Promise each.
 
 ::
 
@@ -49,6 +49,7 @@ from kdns.message import (
 )
 from kdns.metrics import Metrics
 from kdns.name import ROOT, Name
+from kdns.promise import Promise
 from kdns.upstream.ask import UpstreamError
 from kdns.upstream.choice import Choice
 from kdns.upstream.fair import Census, Window
@@ -116,6 +117,7 @@ class Group:
         self.options = options
         self.loop = asyncio.get_running_loop()
         self.wheel = home.wheel
+        self.wakeups = home.wakeups
         tries = 2 * len(self.upstreams) if options.max_attempts is None else options.max_attempts
         self.tries = min(tries or limits.UPSTREAM_SENDS, limits.UPSTREAM_SENDS)
         """Attempts for one question."""
@@ -177,7 +179,7 @@ class Group:
             query.metadata["forward/upstream"] = lambda: to
         return reply
 
-    def _board(self, query: Query) -> asyncio.Future[Outcome] | _Full | Reply:
+    def _board(self, query: Query) -> Promise[Outcome] | _Full | Reply:
         """Join the flight that asks this question, or start one."""
         edns = query.edns
         if edns is not None and edns.options:
@@ -208,15 +210,15 @@ class Group:
         self.under_way += 1
         if self._credit < _HEDGE_BURST:
             self._credit += _HEDGE_SHARE
-        future = flight.join()
+        promise = flight.join()
         flight.start()
-        return future
+        return promise
 
-    async def _board_later(self, query: Query, full: _Full) -> asyncio.Future[Outcome] | Reply:
+    async def _board_later(self, query: Query, full: _Full) -> Promise[Outcome] | Reply:
         """Wait until one of the variants of the question has landed, and make it another one's turn."""
         until = self.loop.time() + limits.UPSTREAM_TIME
         while self.loop.time() < until:
-            await full.future
+            await full.promise
             boarded = self._board(query)
             if not isinstance(boarded, _Full):
                 return boarded
@@ -322,7 +324,7 @@ class Group:
 class _Full(msgspec.Struct, frozen=True):
     """All variants that a question may have are under way."""
 
-    future: asyncio.Future[Outcome]
+    promise: Promise[Outcome]
     """Of one of them."""
 
 

@@ -9,29 +9,37 @@ from __future__ import annotations
 
 import asyncio
 import select
-from typing import Final, Protocol
+from typing import Protocol
 
-_AT_ONCE: Final = 64
-"""Sockets served per wake-up, so that timers and others get their turn."""
+from kdns.promise import Wakeups
+from kdns.upstream.native import receive
 
 
 class Readable(Protocol):
     """A socket that is watched."""
 
-    def readable(self) -> None:
-        """There is something to read: read once; more of it wakes us again."""
+    fd: int
+    """-1: closed meanwhile."""
+
+    def received(self, datagram: bytes) -> None:
+        """This has come."""
+
+    def broken(self, error: OSError) -> None:
+        """Nothing could be read: ICMP, say, that nobody listens there."""
 
 
 class Poller:
     """Tells sockets when they have something to read."""
 
-    def __init__(self) -> None:
+    def __init__(self, wakeups: Wakeups) -> None:
+        """``wakeups``: those that what is read wakes go on when all of it has been read."""
+        self._wakeups = wakeups
         self._epoll: select.epoll | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._watched: dict[int, Readable] = {}
 
     def watch(self, fd: int, what: Readable) -> None:
-        """Call ``what.readable`` whenever ``fd`` can be read.  Raises OSError."""
+        """Tell ``what`` what comes on ``fd``.  Raises OSError."""
         if self._epoll is None:
             self._epoll = select.epoll()
             self._loop = asyncio.get_running_loop()
@@ -53,10 +61,19 @@ class Poller:
         self._watched.clear()
 
     def _ready(self) -> None:
-        watched = self._watched
-        if self._epoll is not None:
-            for fd, _ in self._epoll.poll(0, _AT_ONCE):
-                what = watched.get(fd)
-                # None: one that came before it in this round has closed it.
-                if what is not None:
-                    what.readable()
+        watched, wakeups = self._watched, self._wakeups
+        if self._epoll is None:
+            return
+        wakeups.held = True
+        try:
+            for what, got in receive(self._epoll, watched):
+                # One that came before it in this round may have closed it.
+                if what.fd < 0:
+                    continue
+                if isinstance(got, bytes):
+                    what.received(got)
+                else:
+                    what.broken(got)
+        finally:
+            wakeups.held = False
+            wakeups.run()

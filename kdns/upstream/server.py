@@ -16,8 +16,10 @@ from kdns import limits
 from kdns.message import IN, NS, RD, rcode_text
 from kdns.metrics import Buckets, Metrics
 from kdns.name import ROOT, Name
+from kdns.promise import Wakeups
 from kdns.upstream.ask import Ask, Attempt, Cells, UpstreamError, timed_out
 from kdns.upstream.health import Health
+from kdns.upstream.outbox import Outbox
 from kdns.upstream.poller import Poller
 from kdns.upstream.stream import Peer, StreamPool, resolve
 from kdns.upstream.udp import Allowance, UdpPool, endpoint_text
@@ -119,9 +121,7 @@ class Upstream:
         self._udp = None
         if tls is None:
             remote = resolve(settings.host, settings.port)
-            self._udp = UdpPool(
-                remote, settings.source, lifetime, home.wheel, home.poller, home.allowance, self._cells("udp")
-            )
+            self._udp = UdpPool(remote, settings.source, lifetime, home, self._cells("udp"))
         peer = Peer(
             settings.host,
             settings.port,
@@ -283,7 +283,9 @@ class Upstreams:
     def __init__(self, metrics: Metrics) -> None:
         self.metrics = metrics
         self.wheel = Wheel()
-        self.poller = Poller()
+        self.wakeups = Wakeups()
+        self.poller = Poller(self.wakeups)
+        self.outbox = Outbox()
         self.groups: weakref.WeakSet[Group] = weakref.WeakSet()
         """Those who ask, as long as they live."""
         self.allowance = Allowance(min(limits.UPSTREAM_SOCKETS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 4))

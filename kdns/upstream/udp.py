@@ -10,16 +10,19 @@ means a new port: a server with little to do uses each port once.
 from __future__ import annotations
 
 import socket
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from kdns import limits
+from kdns.upstream import native
 from kdns.upstream.ask import Attempt, Cells, UpstreamError, matching, random_numbers
-from kdns.upstream.poller import Poller
-from kdns.upstream.wheel import Wheel
 
-_LARGEST: Final = 65535
+if TYPE_CHECKING:
+    from kdns.upstream.server import Upstreams
+
 _FIRST_SOCKETS: Final = 4
 """Sockets that every pool may have, whatever the others hold."""
+_SPARES: Final = 64
+"""Sockets that have done their duty and are kept to be given another port: that costs a fifth of a new one."""
 _SCARCE: Final = 1.0
 """Seconds without new sockets after the kernel refused one."""
 
@@ -39,12 +42,27 @@ class Allowance:
 class Port:
     """One connected socket."""
 
-    __slots__ = ("_pool", "born", "forsaken", "local", "place", "sock", "strangers", "used", "uses", "waiting")
+    __slots__ = (
+        "_local",
+        "_pool",
+        "_sock",
+        "born",
+        "fd",
+        "forsaken",
+        "place",
+        "spoilt",
+        "strangers",
+        "used",
+        "uses",
+        "waiting",
+    )
 
     def __init__(self, sock: socket.socket, pool: UdpPool, born: float) -> None:
-        self.sock = sock
+        self._sock = sock
+        self.fd = sock.fileno()
+        """-1: closed."""
+        self._local: tuple[str, int] | None = None
         self._pool = pool
-        self.local: tuple[str, int] = sock.getsockname()[:2]
         self.born = self.used = born
         self.uses = 0
         self.strangers = 0
@@ -55,6 +73,16 @@ class Port:
         """IDs that were given up: their late answers are no forgeries."""
         self.place = -1
         """In the pool; -1 = no more questions, close when all have their answers."""
+        self.spoilt = False
+        """Something was not as it should be: not to be used again in any way."""
+
+    @property
+    def local(self) -> tuple[str, int]:
+        """Our end; ask for it before the socket is closed."""
+        if self._local is None:
+            host, port = self._sock.getsockname()[:2]
+            self._local = host, port
+        return self._local
 
     @property
     def path(self) -> str:
@@ -73,16 +101,30 @@ class Port:
             self.forsaken.add(attempt.id)
             self._pool.tired(self)
 
-    def readable(self) -> None:
-        """Read one datagram."""
-        try:
-            packet = self.sock.recv(_LARGEST)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            # ICMP: nobody listens there, or no way leads there.
-            self._pool.fail(self, error, "read")
-            return
+    def renew(self, address: tuple[Any, ...], now: float) -> bool:
+        """Begin anew, with another port; False: close it."""
+        if native.renew is None or not native.renew(self.fd, address):
+            return False
+        self._local = None
+        self.born = self.used = now
+        self.uses = 0
+        return True
+
+    def close(self) -> None:
+        """Give the port back."""
+        self.fd = -1
+        self._sock.close()
+
+    def unsent(self, error: OSError) -> None:
+        """The kernel would not take a question."""
+        self._pool.fail(self, error, "write")
+
+    def broken(self, error: OSError) -> None:
+        """ICMP: nobody listens there, or no way leads there."""
+        self._pool.fail(self, error, "read")
+
+    def received(self, packet: bytes) -> None:
+        """A datagram has come."""
         if len(packet) < 12:
             self._pool.burn(self)
             return
@@ -112,9 +154,7 @@ class UdpPool:
         remote: tuple[socket.AddressFamily, Any],
         source: str,
         lifetime: tuple[float, float, int],
-        wheel: Wheel,
-        poller: Poller,
-        allowance: Allowance,
+        home: Upstreams,
         cells: Cells,
     ) -> None:
         """``remote``: family and socket address; ``source``: our address, empty = any; ``lifetime``: seconds that an
@@ -125,10 +165,14 @@ class UdpPool:
         self._source = source
         self._expire, self._max_age, idle = lifetime
         self._most = min(idle or limits.UPSTREAM_PORTS, limits.UPSTREAM_PORTS)
-        self._wheel, self._poller, self._allowance = wheel, poller, allowance
+        self._spares = _SPARES if native.renew is not None and not idle and not source else 0
+        self._wheel, self._poller, self._outbox = home.wheel, home.poller, home.outbox
+        self._allowance = home.allowance
         self._cells = cells
         self._random = random_numbers()
         self._pool: list[Port] = []
+        self._spare: dict[Port, None] = {}
+        """Neither asked on nor waited on; on its old port until it is given another."""
         self._scarce_until = 0.0
         self._scarce_why = "no socket to spare"
         self._sweeping = False
@@ -137,7 +181,7 @@ class UdpPool:
         self.closed = False
 
     def send(self, attempt: Attempt) -> None:
-        """Send the attempt's question on some port.  Raises UpstreamError."""
+        """Send the attempt's question on some port, with others in a batch.  Raises UpstreamError."""
         pool, random, now = self._pool, self._random, attempt.sent
         place = next(random) % limits.UPSTREAM_PORTS
         if place < len(pool):
@@ -154,19 +198,14 @@ class UdpPool:
         attempt.carrier = port
         port.used = now
         port.uses += 1
-        try:
-            port.sock.send(id.to_bytes(2, "big") + attempt.ask.tail)
-        except OSError as error:
-            del waiting[id]
-            self.fail(port, error, "write")
-            raise UpstreamError(f"write {port.path}: write: {_words(error)}") from None
+        self._outbox.add(port, id.to_bytes(2, "big") + attempt.ask.tail)
         if port.uses >= limits.UPSTREAM_USES and port.place >= 0 and self._plenty(now):
             self._retire(port)
 
     def close(self) -> None:
         """No socket is kept any longer than its questions wait."""
         self.closed = True
-        for port in list(self._pool):
+        for port in [*self._pool, *self._spare]:
             self._retire(port)
             self.close_if_done(port)
 
@@ -175,14 +214,17 @@ class UdpPool:
         self._sweeping = False
         for port in list(self._pool):
             if now - port.used > self._expire or 0 < self._max_age < now - port.born:
-                self._retire(port)
-                self.close_if_done(port)
+                self._spoil(port)
+        for port in list(self._spare):
+            if now - port.used > self._expire:
+                self._spoil(port)
         self._sweep_later(now)
 
     # -- what ports say
 
     def tired(self, port: Port) -> None:
         """The port has waited in vain for an answer: whoever has watched it for so long may know it by now."""
+        port.spoilt = True
         if self._allowance.left > 0:
             self._retire(port)
         self.close_if_done(port)
@@ -191,8 +233,7 @@ class UdpPool:
         """A datagram that answers nothing: the true answer is still awaited, but nothing more is asked here."""
         self._cells.strange.value += 1
         port.strangers += 1
-        self._retire(port)
-        self.close_if_done(port)
+        self._spoil(port)
         if port.strangers == limits.UPSTREAM_STRANGERS:
             for attempt in list(port.waiting.values()):
                 attempt.ask.distrust(attempt)
@@ -200,27 +241,40 @@ class UdpPool:
     def fail(self, port: Port, error: OSError, verb: str) -> None:
         """Nothing that waits on this port will be answered."""
         self._retire(port)
+        reason = UpstreamError(f"{verb} {port.path}: {verb}: {_words(error)}")
         lost = list(port.waiting.values())
         port.waiting.clear()
-        self.close_if_done(port)
-        reason = UpstreamError(f"{verb} {port.path}: {verb}: {_words(error)}")
+        self._spoil(port)
         for attempt in lost:
             attempt.ask.failed(attempt, reason)
 
     def close_if_done(self, port: Port) -> None:
-        """Close the port if nothing more is asked there and nothing waits."""
-        if port.place < 0 and not port.waiting and (fd := port.sock.fileno()) >= 0:
-            self._poller.forget(fd)
-            port.sock.close()
-            self.open -= 1
-            self._allowance.left += 1
+        """Close the port if nothing more is asked there and nothing waits, or keep it to be given another number."""
+        if port.place < 0 and not port.waiting and port.fd >= 0:
+            if not port.spoilt and not self.closed and len(self._spare) < self._spares:
+                self._spare[port] = None
+            else:
+                self._close(port)
+
+    def _spoil(self, port: Port) -> None:
+        """Ask nothing more on this port, and don't renew it."""
+        port.spoilt = True
+        self._retire(port)
+        self.close_if_done(port)
+
+    def _close(self, port: Port) -> None:
+        self._spare.pop(port, None)
+        self._poller.forget(port.fd)
+        port.close()
+        self.open -= 1
+        self._allowance.left += 1
 
     # -- sockets come and go
 
     def _new_port(self, place: int, now: float) -> Port:
         """A new port; one of the pool when there can be no new one."""
         pool = self._pool
-        if self._plenty(now):
+        if self._spare or self._plenty(now):
             try:
                 port = self._open(now)
             except OSError as error:
@@ -241,6 +295,12 @@ class UdpPool:
         return pool[place % len(pool)]
 
     def _open(self, now: float) -> Port:
+        while self._spare:
+            # The one that was used last: it is at hand.
+            port, _ = self._spare.popitem()
+            if port.renew(self._address, now):
+                return port
+            self._close(port)
         sock = socket.socket(self._family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
         try:
             if self._source:
@@ -270,7 +330,7 @@ class UdpPool:
             port.place = -1
 
     def _sweep_later(self, now: float) -> None:
-        if self._pool and not self._sweeping:
+        if (self._pool or self._spare) and not self._sweeping:
             self._sweeping = True
             self._wheel.at(now + max(0.5, self._expire / 4), self)
 

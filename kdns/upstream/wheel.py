@@ -17,21 +17,28 @@ class Timed(Protocol):
 
 
 class Wheel:
-    """Wakes things at their time.  There is no way to cancel: what is done ignores its tick."""
+    """Wakes things at their time."""
 
     def __init__(self) -> None:
-        self._slots: dict[int, list[Timed]] = {}
+        self._slots: dict[int, dict[Timed, None]] = {}
         self._timers: dict[int, asyncio.TimerHandle] = {}
 
-    def at(self, when: float, thing: Timed) -> None:
-        """Call ``thing.tick`` at ``when`` (the loop's clock) or up to one `STEP` later."""
+    def at(self, when: float, thing: Timed) -> int:
+        """Call ``thing.tick`` at ``when`` (the loop's clock) or up to one `STEP` later; returns what `forget` wants."""
         slot = int(when / STEP) + 1
         waiting = self._slots.get(slot)
         if waiting is not None:
-            waiting.append(thing)
-            return
-        self._slots[slot] = [thing]
-        self._timers[slot] = asyncio.get_running_loop().call_at(slot * STEP, self._turn, slot)
+            waiting[thing] = None
+        else:
+            self._slots[slot] = {thing: None}
+            self._timers[slot] = asyncio.get_running_loop().call_at(slot * STEP, self._turn, slot)
+        return slot
+
+    def forget(self, slot: int, thing: Timed) -> None:
+        """Don't wake it; nothing happens when it has been woken."""
+        waiting = self._slots.get(slot)
+        if waiting is not None:
+            waiting.pop(thing, None)
 
     def __len__(self) -> int:
         return sum(map(len, self._slots.values()))
@@ -49,7 +56,7 @@ class Wheel:
         now = asyncio.get_running_loop().time()
         try:
             while waiting:
-                waiting.pop().tick(now)
+                waiting.popitem()[0].tick(now)
         finally:
             # Some are left only when one of them has raised, which is a bug: the others must not wait for ever.
             for thing in waiting:

@@ -33,7 +33,8 @@ OPTIONS = {
     "health": "lameduck",
     "hosts": "ttl no_reverse reload fallthrough",
     "kubernetes cluster.local": "endpoint tls kubeconfig namespaces namespace_labels labels pods endpoint_pod_names "
-    "ttl noendpoints fallthrough ignore startup_timeout apiserver_qps apiserver_burst apiserver_max_inflight manifests",
+    "ttl noendpoints fallthrough ignore startup_timeout apiserver_qps apiserver_burst apiserver_max_inflight manifests "
+    "snapshot",
     "loadbalance": "prefer",
     "loadbalance weighted weights": "reload",
     "log": "class",

@@ -7,22 +7,26 @@ import random
 from collections import Counter
 from pathlib import Path
 
+import pytest
+
 from kdns.message import AAAA, SRV
 from tests.fakeupstream import Asked, FakeUpstream
 from tests.faults.test_tcp import read_reply
 from tests.faults.tools import WEB, client, corefile, framed, metrics, query, rcode, total, write_world
-from tests.support import Kdns, free_port
+from tests.support import Kdns, free_port, use_twin
 
-QUERIES = 10_000
+LEFTOVER = "*.default.svc.cluster.local."
+"""Names that nobody has, each another one."""
 
 
-async def serve(directory: Path, upstream: FakeUpstream) -> tuple[Kdns, int, int]:
+async def serve(directory: Path, upstream: FakeUpstream, line: str = "") -> tuple[Kdns, int, int]:
     port, metrics_port = free_port(), free_port()
     write_world(directory / "world")
     conf = corefile(
         directory,
         f""".:{port} {{
     bind 127.0.0.1
+    {line}
     errors
     prometheus 127.0.0.1:{metrics_port}
     cache 300
@@ -46,8 +50,16 @@ async def over_tcp(port: int, packets: list[bytes]) -> list[bytes]:
     return found
 
 
-async def test_counts_are_exact_with_hits_of_every_cache(tmp_path: Path) -> None:
-    """Each answer counts once, whether it came from the chain, the cache plugin or the packet cache."""
+@pytest.mark.parametrize(
+    ("twin", "line", "queries"),
+    [("compiled", "", 100_000), ("compiled", "multisocket 2", 20_000), ("python", "", 10_000)],
+    ids=["compiled", "multisocket", "python"],
+)
+async def test_counts_are_exact_with_hits_of_every_cache(
+    twin: str, line: str, queries: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each answer counts once: from the chain, the cache plugin, or the packet cache, which proved some denials."""
+    use_twin(twin, monkeypatch)
     dice = random.Random(3)
     kinds = {
         WEB: (1, "A", 0),
@@ -56,14 +68,18 @@ async def test_counts_are_exact_with_hits_of_every_cache(tmp_path: Path) -> None
         "www.example.": (1, "A", 0),
         "mail.example.": (AAAA, "AAAA", 0),
     }
-    names = [dice.choice(list(kinds)) for _ in range(QUERIES)]
+    names = [dice.choice([*kinds, LEFTOVER]) for _ in range(queries)]
+    kinds[LEFTOVER] = (1, "A", 3)
     expected: Counter[tuple[str, ...]] = Counter()
     octets: Counter[str] = Counter()
     async with FakeUpstream() as upstream:
-        kdns, port, metrics_port = await serve(tmp_path, upstream)
+        kdns, port, metrics_port = await serve(tmp_path, upstream, line)
         with kdns:
-            packets = [query(name, number & 0xFFFF, kinds[name][0]) for number, name in enumerate(names)]
-            split = QUERIES * 9 // 10
+            packets = [
+                query(name.replace("*", f"{dice.getrandbits(dice.randint(4, 100)):x}"), number & 0xFFFF, kinds[name][0])
+                for number, name in enumerate(names)
+            ]
+            split = queries * 9 // 10
             async with client(port) as udp:
                 replies: list[bytes | None] = await udp.many(packets[:split])
             replies += await over_tcp(port, packets[split:])
@@ -79,19 +95,21 @@ async def test_counts_are_exact_with_hits_of_every_cache(tmp_path: Path) -> None
         assert total(samples, f"coredns_dns_{what}_total", *labels) == count, (what, labels)
     for proto, size in octets.items():
         assert total(samples, "coredns_dns_response_size_bytes_sum", f'proto="{proto}"') == size
-    assert total(samples, "coredns_dns_requests_total") == QUERIES
-    assert total(samples, "coredns_dns_responses_total") == QUERIES
-    assert total(samples, "coredns_dns_request_duration_seconds_count") == QUERIES
+    assert total(samples, "coredns_dns_requests_total") == queries
+    assert total(samples, "coredns_dns_responses_total") == queries
+    assert total(samples, "coredns_dns_request_duration_seconds_count") == queries
     assert (
         total(samples, "coredns_dns_responses_total", 'plugin="kubernetes"')
         + total(samples, "coredns_dns_responses_total", 'plugin="forward"')
         + total(samples, "coredns_dns_responses_total", 'plugin="cache"')
-        == QUERIES
+        == queries
     )
-    assert total(again, "coredns_dns_requests_total") == QUERIES
+    assert total(again, "coredns_dns_requests_total") == queries
     assert total(samples, "coredns_panics_total") == 0
-    # The packet cache had its share, or this says nothing.
-    assert total(samples, "coredns_cache_hits_total") > QUERIES // 10
+    # Each cache had its share, or this says nothing.
+    assert total(samples, "coredns_cache_hits_total") > queries // 30
+    assert total(samples, "kdns_packetcache_hits_total") > queries // 2
+    assert total(samples, "kdns_packetcache_misses_total") + total(samples, "kdns_packetcache_hits_total") == queries
 
 
 async def test_strangers_make_no_series(tmp_path: Path) -> None:

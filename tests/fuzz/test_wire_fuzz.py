@@ -12,6 +12,8 @@ import time
 import tracemalloc
 from collections.abc import Iterator
 
+import pytest
+
 from kdns import name, rdata, wire
 from kdns.message import (
     AAAA,
@@ -33,6 +35,7 @@ from kdns.message import (
     Record,
     Reply,
 )
+from tests.wiretwins import TWINS, chosen
 
 PACKETS = int(os.environ.get("KDNS_FUZZ_PACKETS", "100000"))
 SEED = int(os.environ.get("KDNS_FUZZ_SEED", "20261121"))
@@ -141,7 +144,13 @@ def check_reply(packet: bytes) -> None:
         rdata.to_text(record.type, record.rdata)
 
 
-def test_mutated_packets() -> None:
+@pytest.mark.parametrize("twin", TWINS)
+def test_mutated_packets(twin: str) -> None:
+    with chosen(twin):
+        mutated_packets()
+
+
+def mutated_packets() -> None:
     end = time.monotonic() + SECONDS
     traced = max(200, PACKETS // 20)
     for done, packet in enumerate(packets(PACKETS)):

@@ -67,8 +67,8 @@ def said(reply: dns.message.Message) -> frozenset[str]:
     )
 
 
-def corefile(port: int, http: int, access: str) -> str:
-    """As kubeadm's; ``access``: lines for the kubernetes block."""
+def corefile(port: int, http: int, access: str, zones: str) -> str:
+    """As kubeadm's; ``access``: lines for the kubernetes block; ``zones``: further ones."""
     return f"""
         .:{port} {{
             bind 127.0.0.1
@@ -78,7 +78,7 @@ def corefile(port: int, http: int, access: str) -> str:
                 {OUTSIDE} target.example.org
                 fallthrough
             }}
-            kubernetes cluster.local in-addr.arpa ip6.arpa {{
+            kubernetes cluster.local in-addr.arpa ip6.arpa {zones} {{
                 {access}
                 pods verified
                 ttl 30
@@ -90,12 +90,14 @@ def corefile(port: int, http: int, access: str) -> str:
 
 
 @contextmanager
-def serving(directory: Path, access: str, within: Sequence[str] = (), ready: float = 30.0) -> Iterator[Served]:
+def serving(
+    directory: Path, access: str, within: Sequence[str] = (), ready: float = 30.0, zones: str = ""
+) -> Iterator[Served]:
     """kdns with that access to a cluster; ``within``: the beginning of its command line; ``ready``: seconds until
-    it must know the cluster (0: do not wait)."""
+    it must know the cluster (0: do not wait); ``zones``: further ones."""
     port, http = free_port(), free_port()
     file = directory / f"Corefile-{port}"
-    file.write_text(corefile(port, http, access))
+    file.write_text(corefile(port, http, access, zones))
     with Kdns(file, within=within) as process:
         served = Served(process, port, http)
         try:

@@ -1,11 +1,11 @@
 """What the API server is asked."""
 
 from kdns.cluster.ask import ALL, PATHS, Asker, Request, Selection
-from kdns.cluster.objects import KINDS
+from kdns.cluster.objects import IMPORTS, KINDS
 
 
 def test_every_kind_has_its_path():
-    assert set(PATHS) == set(KINDS)
+    assert set(PATHS) == {*KINDS, *IMPORTS}
 
 
 def test_pages():
@@ -36,6 +36,11 @@ def test_one_object():
         "/api/v1/namespaces/dev/services?fieldSelector=metadata.name%3Dweb"
     )
     assert Asker("namespaces", ALL).one("", "dev").target == "/api/v1/namespaces?fieldSelector=metadata.name%3Ddev"
+    assert (
+        Asker("importedslices", ALL)
+        .one("dev", "web")
+        .target.startswith("/apis/discovery.k8s.io/v1/namespaces/dev/endpointslices?")
+    )
     asker = Asker("endpointslices", Selection("a=b", "status.phase!=Failed"))
     assert asker.one("a/b", "x").target == (
         "/apis/discovery.k8s.io/v1/namespaces/a%2Fb/endpointslices?labelSelector=a%3Db"

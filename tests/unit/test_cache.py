@@ -1125,5 +1125,5 @@ def test_a_directive_knows_its_place() -> None:
 async def test_the_short_way_comes_to_the_same(start: Start, reply: Reply, text: str) -> None:
     world = await start(text)
     options = world.cache._options
-    plain = verdict.plain_ttl(reply, options)
+    plain = verdict.plain_ttl(options)(reply)
     assert plain in (0, verdict.lifetime(reply, verdict.classify(ask(), reply, time.time), options))

@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from kdns.cluster import credentials
 from kdns.cluster.ask import Selection
 from kdns.cluster.cluster import LIVING, PROGRAMMING, Cluster, Settings
 from kdns.cluster.credentials import ApiError
-from kdns.cluster.objects import Apply, Init, InitApply, InitDone, ObjectError
+from kdns.cluster.objects import IMPORT_NAME, Apply, Init, InitApply, InitDone, ObjectError
+from kdns.cluster.snapshot import Snapshot
 from kdns.log import Logger
 from kdns.message import Fact
 from kdns.metrics import Metrics
 from tests import fakeapi
 from tests.indextest import service, slice_of
+from tests.support import captured_log, until
 
 MANIFEST = """\
 apiVersion: v1
@@ -63,6 +66,42 @@ def test_kinds() -> None:
         "services": Selection("a=b"),
         "pods": Selection("a=b", LIVING),
     }
+
+
+def test_kinds_of_imports() -> None:
+    imports = Settings(imports=True).kinds
+    assert imports["serviceimports"] == Selection()
+    assert imports["importedslices"] == Selection("multicluster.kubernetes.io/service-name")
+    chosen = Settings(labels="a=b", namespace_labels="c=d", endpoints=False, imports=True).kinds
+    assert set(chosen) == {"namespaces", "services", "serviceimports", "importedslices"}
+    assert chosen["serviceimports"] == Selection()
+    assert chosen["importedslices"] == Selection("a=b,multicluster.kubernetes.io/service-name")
+
+
+async def test_imports_from_an_api_server_that_learns_of_them_late() -> None:
+    """The CRD is not there at first: only the kind of objects that it defines is not known."""
+    async with fakeapi.FakeApi() as api:
+        absent = api.fault(resource="serviceimports", status=404)
+        api.put("namespaces", fakeapi.namespace("dev"))
+        slice = fakeapi.endpointslice("x", ["10.9.0.1"], "dev", labels={IMPORT_NAME: "db"})
+        api.put("endpointslices", slice)
+        api.put("endpointslices", fakeapi.endpointslice("y", ["10.9.0.2"], "dev"))
+        cluster = Board().cluster(Settings(endpoint=api.url, imports=True))
+        cluster.start()
+        try:
+            async with asyncio.timeout(10):
+                while (
+                    set(cluster.unsynced()) != {"serviceimports"} or "404" not in cluster.unsynced()["serviceimports"]
+                ):
+                    await asyncio.sleep(0.01)
+            assert not cluster.synced.is_set()
+            assert cluster.index.counts()["importedslices"] == 1
+            absent.times = 0
+            api.put("serviceimports", {"metadata": {"name": "db", "namespace": "dev"}, "spec": {"type": "Headless"}})
+            await asyncio.wait_for(cluster.synced.wait(), 20)
+        finally:
+            cluster.close()
+    assert b"\2db\3dev" in cluster.index.imports and cluster.unsynced() == {}
 
 
 async def test_manifests_are_read_when_the_cluster_is_made(tmp_path: Path) -> None:
@@ -143,3 +182,133 @@ async def test_the_first_list_tells_nothing_about_the_way(tmp_path: Path) -> Non
     for event in (Init("endpointslices"), InitApply("endpointslices", listed), InitDone("endpointslices")):
         cluster.apply(event)
     assert sum(board.programmed("cluster_ip")[0]) == 0
+
+
+# --- snapshots -------------------------------------------------------------------------------------------------------
+
+
+def test_contents_differ_where_what_is_kept_differs() -> None:
+    plain = Settings().contents
+    assert set(plain) == {"namespaces", "services", "endpointslices"}
+    assert Settings(qps=5.0, endpoint="http://x").contents == plain
+    for settings, kind in (
+        (Settings(namespace_labels="a=b"), "namespaces"),
+        (Settings(labels="a=b"), "services"),
+        (Settings(labels="a=b"), "endpointslices"),
+        (Settings(pod_names=True), "endpointslices"),
+    ):
+        assert settings.contents[kind] != plain[kind]
+    with_pods = Settings(pods=True).contents
+    assert {kind: with_pods[kind] for kind in plain} == plain
+    assert Settings(pods=True, pod_labels=True).contents["pods"] != with_pods["pods"]
+    assert "endpointslices" not in Settings(endpoints=False).contents
+
+
+def test_identities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ca, config = tmp_path / "ca.crt", tmp_path / "config"
+    ca.write_text("one")
+    config.write_text("one")
+
+    def identities() -> list[str]:
+        return [
+            Settings(endpoint="https://a:6443").identity(),
+            Settings(endpoint="https://b:6443").identity(),
+            Settings(endpoint="https://a:6443", tls=("cert", "key", str(ca))).identity(),
+            Settings(kubeconfig=str(config)).identity(),
+            Settings(kubeconfig=str(config), context="x").identity(),
+            Settings().identity(),
+        ]
+
+    # In a pod.
+    monkeypatch.setattr(credentials, "SERVICE_ACCOUNT", str(tmp_path))
+    in_cluster = credentials.in_cluster
+    monkeypatch.setattr(credentials, "in_cluster", lambda: in_cluster(directory=str(tmp_path)))
+    (tmp_path / "token").write_text("secret")
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.96.0.1")
+    monkeypatch.setenv("KUBERNETES_SERVICE_PORT", "443")
+    before = identities()
+    assert len(set(before)) == len(before) and before == identities()
+    assert before[-1].startswith("10.96.0.1:443 ") and "secret" not in "".join(before)
+    (tmp_path / "token").write_text("rotated")
+    assert identities() == before
+    ca.write_text("two")
+    config.write_text("two")
+    changed = [one != other for one, other in zip(before, identities(), strict=True)]
+    assert changed == [False, False, True, True, True, True]
+    ca.unlink()
+    with pytest.raises(OSError, match=r"ca\.crt"):
+        Settings().identity()
+
+
+class Warm:
+    """A cluster on a fake API server, and its snapshot."""
+
+    def __init__(self, board: Board, api: fakeapi.FakeApi, path: Path) -> None:
+        self.settings = Settings(endpoint=f"http://127.0.0.1:{api.port}")
+        self.cluster = board.cluster(self.settings)
+        self.snapshot = Snapshot(
+            str(path), 3600.0, self.settings.contents, self.settings.identity, board.metrics, Logger("test")
+        )
+        self.cluster.begin_with(self.snapshot)
+
+    def __enter__(self) -> Warm:
+        self.cluster.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.snapshot.close()
+        self.cluster.close()
+
+
+async def test_a_warm_start(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.snapshot"
+    async with fakeapi.FakeApi() as api:
+        api.put("services", fakeapi.service("web", cluster_ip="10.96.0.1"))
+        api.put("services", fakeapi.service("gone", cluster_ip="10.96.0.2"))
+        with captured_log() as log, Warm(Board(), api, path) as first:
+            await asyncio.wait_for(first.cluster.synced.wait(), 10)
+            assert first.cluster.in_step() and first.cluster.changes
+            assert await first.snapshot.write(first.cluster)
+            await api.refuse()
+            await until(lambda: not first.cluster.in_step())
+            assert not await first.snapshot.write(first.cluster)
+        assert log.matching("no snapshot yet")
+        board = Board()
+        with captured_log() as log, Warm(board, api, path) as second:
+            cluster = second.cluster
+            assert cluster.restoring is not None
+            await asyncio.wait([cluster.restoring])
+            assert b"\4gone\7default" in cluster.index.entries and not cluster.synced.is_set()
+            assert not cluster.in_step() and cluster.changes == 0 and board.facts == []
+            await until(lambda: "refused" in cluster.unsynced()["services"])
+            assert cluster.unsynced()["services"].startswith("from a snapshot of 20")
+            cluster.begin_with(second.snapshot)  # too late, and no harm
+            api.delete("services", "gone")
+            await api.accept()
+            await asyncio.wait_for(cluster.synced.wait(), 10)
+            dropped = {fact for facts in board.facts for fact in facts}
+            # What is as it was is not dropped.
+            assert dropped == {
+                *(b"svc/\4gone\7default", b"ip/\x0a\x60\0\2"),
+                *(b"known/namespaces", b"known/services", b"known/endpointslices"),
+            }
+            assert cluster.index.remembered == () and b"\3web\7default" in cluster.index.entries
+        assert len(log.matching("the API server has been heard")) == 1
+
+
+async def test_a_bug_in_reading_old_news_keeps_no_new_ones_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with fakeapi.FakeApi() as api:
+        with captured_log() as log, Warm(Board(), api, tmp_path / "x") as warm:
+            monkeypatch.setattr(Snapshot, "restore", lambda self, index: 1 // 0)
+            await asyncio.wait_for(warm.cluster.synced.wait(), 10)
+        assert log.matching("a snapshot could not be restored: ZeroDivisionError")
+
+
+async def test_who_is_closed_while_restoring_follows_nothing(tmp_path: Path) -> None:
+    async with fakeapi.FakeApi() as api:
+        with Warm(Board(), api, tmp_path / "x") as warm:
+            restoring = warm.cluster.restoring
+        assert restoring is not None
+        await asyncio.wait([restoring])
+        await asyncio.sleep(0.05)
+        assert api.count() == 0

@@ -198,6 +198,23 @@ def test_rbac_is_to_list_and_to_watch(server: tuple[str, str, str]) -> None:
     assert allowed == needed | ({("", "endpoints")} if path == REPLACE else set())
 
 
+@needs_kubectl
+@pytest.mark.parametrize(("path", "name"), [(".", "kdns"), (REPLACE, "coredns")])
+def test_multicluster_adds_one_permission(path: str, name: str, tmp_path: Path) -> None:
+    role = find(path, "ClusterRole", f"system:{name}")
+    content = {
+        "kind": "Kustomization",
+        "resources": [os.path.relpath(DEPLOY / path, tmp_path)],
+        "components": [os.path.relpath(DEPLOY / "components" / "multicluster", tmp_path)],
+    }
+    (tmp_path / "kustomization.yaml").write_text(json.dumps(content))
+    text = subprocess.check_output(["kubectl", "kustomize", str(tmp_path)], text=True)
+    added = {"apiGroups": ["multicluster.x-k8s.io"], "resources": ["serviceimports"], "verbs": ["list", "watch"]}
+    changed = {**role, "rules": [*role["rules"], added]}
+    expected = [changed if one == role else one for one in rendered(path)]
+    assert sorted(map(json.dumps, yaml.safe_load_all(text))) == sorted(map(json.dumps, expected))
+
+
 # --- how a pod runs --------------------------------------------------------------------------------------------------
 
 
@@ -353,6 +370,29 @@ def test_the_lameduck_of_a_node_cache_would_keep_its_port_from_the_next() -> Non
     assert (health.name, health.args, health.body) == ("health", ("169.254.20.10:8080",), None)
 
 
+# --- components ------------------------------------------------------------------------------------------------------
+
+
+@needs_kubectl
+@pytest.mark.parametrize(("resource", "name"), [("base", "kdns"), (REPLACE, "coredns")])
+def test_a_place_for_snapshots(tmp_path: Path, resource: str, name: str) -> None:
+    """With the component the one container may write to one place; nothing else changes."""
+    shutil.copytree(DEPLOY, tmp_path / "kubernetes")
+    mine = tmp_path / "kubernetes" / "mine"
+    mine.mkdir()
+    kustomization = {"resources": [f"../{resource}"], "components": ["../components/snapshot"]}
+    (mine / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
+    text = subprocess.check_output(["kubectl", "kustomize", str(mine)], text=True)
+    changed = {(one["kind"], one["metadata"]["name"]): one for one in yaml.safe_load_all(text)}
+    for one in changed.values():
+        check(one)
+    plain = {(one["kind"], one["metadata"]["name"]): one for one in rendered(resource)}
+    spec = changed["Deployment", name]["spec"]["template"]["spec"]
+    assert spec["volumes"].pop() == {"name": "snapshot", "emptyDir": {"sizeLimit": "256Mi"}}
+    assert spec["containers"][0]["volumeMounts"].pop() == {"name": "snapshot", "mountPath": "/var/lib/kdns"}
+    assert changed == plain
+
+
 # --- Corefiles -------------------------------------------------------------------------------------------------------
 
 
@@ -435,7 +475,19 @@ def test_the_final_stage_only_copies() -> None:
     assert final["COPY"] == "--from=build /app /app"
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", final["USER"])
     environment = dict(pair.split("=") for pair in final["ENV"].split())
-    assert environment == {"PYTHONPATH": "/app", "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+    assert environment == {
+        "PYTHONPATH": "/app",
+        "PYTHONSAFEPATH": "1",
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "KDNS_COMPILED": "must",
+    }
+
+
+def test_the_image_is_compiled() -> None:
+    commands = [rest for word, rest in stages()[0] if word == "RUN"]
+    assert any("gcc" in command for command in commands)
+    assert any(command.startswith("KDNS_COMPILED=must pip install") for command in commands)
+    assert "**/*.so" in (ROOT / ".dockerignore").read_text().splitlines()
 
 
 def test_what_is_copied_is_there_and_not_ignored() -> None:

@@ -1,6 +1,7 @@
 """The road of one query: routing, waiting, failing, storing."""
 
 import asyncio
+import contextlib
 
 import pytest
 
@@ -28,8 +29,9 @@ from kdns.message import (
 from kdns.name import ROOT, from_text
 from kdns.packetcache import PacketCache
 from kdns.plugin import Next, Process
+from kdns.promise import Promise, Wakeups
 from kdns.wire import pack_query, parse_reply
-from tests.support import captured_log
+from tests.support import captured_log, until
 
 LISTENER = Listener("dns://:53", "udp", ("127.0.0.1", 53), "1")
 PEER = ("127.0.0.1", 4711)
@@ -42,6 +44,16 @@ def answer(lease: Lease = NO_LEASE, **fields: object) -> Next:
         return Reply(NOERROR, (record,), flags=AA, lease=lease, plugin="test").replace(**fields)
 
     return call
+
+
+class Sent:
+    """What became of queries that waited."""
+
+    def __init__(self) -> None:
+        self.replies: list[bytes | None] = []
+
+    def settled(self, waiting: Waiting, reply: bytes | None) -> None:
+        self.replies.append(reply)
 
 
 def packet(name: str, kind: int = A, klass: int = 1) -> bytes:
@@ -138,14 +150,14 @@ async def test_a_chain_that_waits_is_finished_by_a_task() -> None:
     world = World(root=slow)
     waiting = world.ask("a.")
     assert isinstance(waiting, Waiting)
-    sent: list[bytes] = []
-    task = asyncio.create_task(world.handler.finish(waiting, sent.append))
+    sent = Sent()
+    waiting.park(sent.settled)
     await asyncio.sleep(0)
-    assert world.handler.in_flight == 1 and not sent
+    assert world.handler.in_flight == 1 and not sent.replies
     gate.set()
-    await task
+    await until(lambda: bool(sent.replies))
     assert world.handler.in_flight == 0
-    assert parse_reply(sent[0]).rcode == NOERROR
+    assert sent.replies[0] is not None and parse_reply(sent.replies[0]).rcode == NOERROR
 
 
 async def test_cancelled_and_failing_waits_reach_the_chain() -> None:
@@ -171,19 +183,138 @@ async def test_cancelled_and_failing_waits_reach_the_chain() -> None:
     world = World(root=slow)
     waiting = world.ask("a.")
     assert isinstance(waiting, Waiting)
-    task = asyncio.create_task(world.handler.finish(waiting, lambda reply: None))
+    sent = Sent()
+    waiting.park(sent.settled)
     await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert ended == ["cancelled"] and world.handler.in_flight == 0
+    waiting.cancel()
+    await until(lambda: bool(sent.replies))
+    assert sent.replies == [None] and ended == ["cancelled"] and world.handler.in_flight == 0
 
     world.handler.routes = Routes({ROOT: failing}, False)
     waiting = world.ask("a.")
     assert isinstance(waiting, Waiting)
-    sent: list[bytes] = []
-    await world.handler.finish(waiting, sent.append)
-    assert ended == ["cancelled", "failed"] and parse_reply(sent[0]).rcode == NOERROR
+    waiting.park(sent.settled)
+    await until(lambda: len(sent.replies) == 2)
+    assert ended == ["cancelled", "failed"]
+    assert sent.replies[1] is not None and parse_reply(sent.replies[1]).rcode == NOERROR
+
+
+def promising(promise: Promise[str], ended: list[str]) -> Next:
+    """A chain that waits for something of kdns's own."""
+
+    async def call(query: Query) -> Reply:
+        try:
+            ended.append(await promise)
+        except asyncio.CancelledError:
+            ended.append("cancelled")
+            raise
+        return await answer()(query)
+
+    return call
+
+
+async def parked(world: World, sent: Sent) -> Waiting:
+    waiting = world.ask("a.")
+    assert isinstance(waiting, Waiting)
+    waiting.park(sent.settled)
+    assert world.handler.in_flight == 1
+    return waiting
+
+
+async def test_a_chain_that_waits_for_a_promise_is_finished_without_a_task() -> None:
+    promise: Promise[str] = Promise(Wakeups())
+    ended: list[str] = []
+    world, sent = World(root=promising(promise, ended)), Sent()
+    before = asyncio.all_tasks()
+    await parked(world, sent)
+    promise.keep("kept")
+    await until(lambda: bool(sent.replies))
+    assert asyncio.all_tasks() == before
+    assert sent.replies[0] is not None and parse_reply(sent.replies[0]).rcode == NOERROR
+    assert ended == ["kept"] and world.handler.in_flight == 0
+
+
+async def test_waits_for_promises_and_for_futures_follow_each_other() -> None:
+    wakeups = Wakeups()
+    promises: list[Promise[str]] = [Promise(wakeups) for _ in range(2)]
+
+    async def chain(query: Query) -> Reply:
+        for promise in promises:
+            await promise
+            async with asyncio.timeout(10) if asyncio.current_task() else contextlib.nullcontext():
+                await asyncio.sleep(0.001)
+        return await answer()(query)
+
+    world, sent = World(root=chain), Sent()
+    await parked(world, sent)
+    for promise in promises:
+        asyncio.get_running_loop().call_later(0.01, promise.keep, "x")
+    await until(lambda: bool(sent.replies))
+    assert sent.replies[0] is not None and world.handler.in_flight == 0
+
+
+async def test_cancelling_reaches_a_chain_that_waits_for_a_promise() -> None:
+    promise: Promise[str] = Promise(Wakeups())
+    ended: list[str] = []
+    world, sent = World(root=promising(promise, ended)), Sent()
+    (await parked(world, sent)).cancel()
+    assert ended == ["cancelled"] and sent.replies == [None] and world.handler.in_flight == 0
+    promise.keep("late")
+    await asyncio.sleep(0.01)
+    assert sent.replies == [None]
+
+
+async def test_a_chain_that_takes_its_time_to_be_cancelled_gets_it() -> None:
+    promise: Promise[str] = Promise(Wakeups())
+    ended: list[str] = []
+
+    async def chain(query: Query) -> Reply:
+        try:
+            await promise
+        finally:
+            await asyncio.sleep(0.001)
+            ended.append("tidy")
+        return Reply()
+
+    world, sent = World(root=chain), Sent()
+    (await parked(world, sent)).cancel()
+    await until(lambda: sent.replies == [None])
+    assert ended == ["tidy"] and world.handler.in_flight == 0
+
+
+async def test_what_was_cancelled_below_ends_without_a_word() -> None:
+    caught: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: caught.append(context))
+    promise: Promise[str] = Promise(Wakeups())
+    world, sent = World(root=promising(promise, [])), Sent()
+    await parked(world, sent)
+    promise.cancel()
+    await until(lambda: sent.replies == [None])
+    assert world.handler.in_flight == 0 and not caught
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["promise", "future"])
+async def test_a_bug_behind_the_chain_is_logged_and_counts_as_settled(
+    own: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    caught: list[str] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: caught.append(str(context["exception"])))
+
+    def broken(*args: object) -> bytes:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("kdns.handler.pack_reply", broken)
+    promise: Promise[str] = Promise(Wakeups())
+
+    async def chain(query: Query) -> Reply:
+        await (promise if own else asyncio.sleep(0.001))
+        return Reply()
+
+    world, sent = World(root=chain), Sent()
+    await parked(world, sent)
+    promise.keep("x")
+    await until(lambda: sent.replies == [None] and caught == ["a bug"])
+    assert world.handler.in_flight == 0
 
 
 async def test_too_many_waiting_queries_are_shed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,17 +325,17 @@ async def test_too_many_waiting_queries_are_shed(monkeypatch: pytest.MonkeyPatch
         return Reply()
 
     world = World(root=slow)
-    tasks = []
+    sent, parked = Sent(), []
     for name in ("a.", "b."):
         waiting = world.ask(name)
         assert isinstance(waiting, Waiting)
-        tasks.append(asyncio.create_task(world.handler.finish(waiting, lambda reply: None)))
-    await asyncio.sleep(0)
+        waiting.park(sent.settled)
+        parked.append(waiting)
     assert world.rcode("c.") == SERVFAIL
     assert "kdns_shed_total 1.0" in world.process.metrics.expose().decode()
-    for task in tasks:
-        task.cancel()
-    await asyncio.gather(*tasks, return_exceptions=True)
+    for waiting in parked:
+        waiting.cancel()
+    await until(lambda: sent.replies == [None, None])
 
 
 def stored(world: World, name: str) -> bytes | None:

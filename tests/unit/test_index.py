@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from kdns import message, name
-from kdns.cluster.index import Index, entry_key
+from kdns.cluster.index import Index, Slice, Zoned, entry_key
 from kdns.cluster.names import Chase, Names
-from kdns.cluster.objects import KINDS, Apply, Delete, Init, InitApply, InitDone, Object
+from kdns.cluster.objects import KINDS, Apply, Delete, EndpointSlice, Init, InitApply, InitDone, Object
 from kdns.message import Fact
 from kdns.name import pack_address
 from tests.indextest import answer, fill, kind_of, names_of, namespace, pod, put, relist, said, service, slice_of
@@ -143,6 +144,22 @@ def test_options_decide_what_is_kept() -> None:
     rich = new()
     put(rich, pod("p.dev", "10.2.0.1", labels={"a": "b"}))
     assert rich.pods(pack_address("10.2.0.1"))[0].labels == b'{"a":"b"}'
+
+
+def test_zones_of_endpoints_are_kept_if_they_are_wanted() -> None:
+    east, west = (slice_of("a.dev", f"10.1.0.1 - - {zone}", "10.1.0.2", of="web") for zone in ("East", "west"))
+    index = Index(KINDS)
+    put(index, east)
+    assert type(index.entries[WEB].slices[0]) is Slice and put(index, west) == set()
+    zonal = Index(KINDS, zones=True)
+    put(zonal, east)
+    (part,) = zonal.entries[WEB].slices
+    assert isinstance(part, Zoned)
+    assert part.within(b"east") == [(pack_address("10.1.0.1"), b"", b"")] and part.within(b"west") == []
+    assert put(zonal, west) == {b"eps/" + WEB} and put(zonal, west) == set()
+    put(zonal, slice_of("a.dev", "10.1.0.1", of="web"))
+    (part,) = zonal.entries[WEB].slices
+    assert isinstance(part, Zoned) and part.within(b"west") == []
 
 
 def test_an_address_shared_by_many() -> None:
@@ -598,3 +615,109 @@ def test_random_histories(part: int) -> None:
 
 def test_the_model_and_the_index_hear_of_every_type() -> None:
     assert {type for _, type in QUESTIONS} <= set(message.TYPES.values())
+
+
+# --- what is remembered ----------------------------------------------------------------------------------------------
+
+
+def remembering(*objects: Object, kinds: tuple[str, ...] = KINDS) -> Index:
+    """An index with a snapshot of these objects and nothing heard yet."""
+    index = Index(kinds, True, True)
+    for kind in kinds:
+        index.remember(kind, [found for found in objects if kind_of(found) == kind])
+        index.recall(kind)
+    return index
+
+
+SNAPSHOT: tuple[Object, ...] = (
+    namespace("dev"),
+    service("web.dev", "10.96.0.1"),
+    service("peers.dev"),
+    slice_of("peers-a.dev", "10.1.0.1", "10.1.0.2", of="peers"),
+    pod("p-0.dev", "10.1.0.1"),
+)
+
+
+def test_what_is_remembered_is_there_but_not_known() -> None:
+    index = remembering(*SNAPSHOT)
+    assert set(index.remembered) == set(index.waiting) == set(KINDS)
+    assert all(index.has(kind) and not index.synced(kind) for kind in KINDS)
+    assert index.counts() == {"namespaces": 1, "services": 2, "endpointslices": 1, "pods": 1}
+    assert index.serial == 0
+
+
+def test_a_kind_of_which_there_was_nothing_is_remembered_too() -> None:
+    index = remembering()
+    assert index.has("pods") and not Index(KINDS).has("pods")
+
+
+def test_what_nobody_watches_and_what_is_known_is_not_remembered() -> None:
+    index = Index(("services",))
+    index.remember("pods", [pod("p-0.dev", "10.1.0.1")])
+    index.recall("pods")
+    assert index.remembered == () and not index.counts()["pods"] and index.has("pods")
+    relist(index, "services", [])
+    index.remember("services", [service("web.dev", "10.96.0.1")])
+    index.recall("services")
+    assert index.remembered == () and not index.counts()["services"]
+
+
+def test_a_service_with_half_its_endpoints_is_not_told_of() -> None:
+    index = Index(KINDS)
+    for kind in ("namespaces", "services"):
+        index.recall(kind)
+    for found in SNAPSHOT:
+        index.remember(kind_of(found), [found])
+    names = names_of(index)
+    assert said(names, "web.dev.svc.cluster.local.") == ["A 10.96.0.1"]
+    assert said(names, "peers.dev.svc.cluster.local.") == said(names, "1.0.1.10.in-addr.arpa.", "PTR") == ["SERVFAIL"]
+    index.recall("endpointslices")
+    assert len(said(names, "peers.dev.svc.cluster.local.")) == 2
+    assert said(names, "1.0.1.10.in-addr.arpa.", "PTR") == ["PTR 10-1-0-1.peers.dev.svc.cluster.local."]
+    index.forget()
+    assert not any(index.counts().values())
+
+
+def test_the_first_list_is_compared_with_what_is_remembered() -> None:
+    index = remembering(*SNAPSHOT)
+    facts = relist(index, "services", [service("web.dev", "10.96.0.9"), service("new.dev", "10.96.0.2")])
+    ips = {b"ip/\x0a\x60\0" + bytes([last]) for last in (1, 2, 9)}
+    assert facts == {b"svc/\3web\3dev", b"svc/\3new\3dev", b"svc/\5peers\3dev", b"known/services", *ips}
+    assert index.remembered == ("namespaces", "endpointslices", "pods")
+    assert relist(index, "endpointslices", [SNAPSHOT[3]]) == {b"known/endpointslices"}
+    assert relist(index, "endpointslices", [SNAPSHOT[3]]) == set()
+
+
+def test_what_is_remembered_stays_in_force_until_the_list_is_complete() -> None:
+    index = remembering(*SNAPSHOT)
+    index.apply(Init("services"), 1)
+    index.apply(InitApply("services", service("web.dev", "10.96.0.9")), 1)
+    assert said(names_of(index), "web.dev.svc.cluster.local.") == ["A 10.96.0.1"]
+    assert index.apply(InitDone("services"), 1) >= {b"svc/\3web\3dev", b"known/services"}
+    assert said(names_of(index), "web.dev.svc.cluster.local.") == ["A 10.96.0.9"]
+
+
+def test_forgetting() -> None:
+    index = remembering(*SNAPSHOT)
+    index.forget()
+    assert index.remembered == () and not any(index.counts().values()) and not index.entries
+    assert index.by_cluster_ip(b"\x0a\x60\0\1") == index.by_endpoint(b"\x0a\1\0\1") == ()
+    assert index.pods(b"\x0a\1\0\1") == ()
+    assert index.waiting == KINDS
+
+
+def test_a_copy_is_of_its_moment() -> None:
+    index = fill(Index(KINDS, True, True), *SNAPSHOT)
+    copies = {kind: index.copy(kind) for kind in KINDS}
+    for kind in KINDS:
+        relist(index, kind, [])
+    assert not any(index.counts().values())
+    for kind, copied in copies.items():
+        assert set(copied) == {found for found in SNAPSHOT if kind_of(found) == kind}
+
+
+def test_topology_zones_are_copied_where_they_are_kept() -> None:
+    part = slice_of("web-a.dev", "10.1.0.1 - - east", "10.1.0.2 - - west", of="web")
+    assert isinstance(part, EndpointSlice) and part.zones
+    assert list(fill(Index(KINDS, zones=True), part).copy("endpointslices")) == [part]
+    assert list(fill(Index(KINDS), part).copy("endpointslices")) == [replace(part, zones=b"")]

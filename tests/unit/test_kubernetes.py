@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from kdns import interfaces, log, message, name
 from kdns.build import build
 from kdns.cluster.cluster import Cluster, Settings
 from kdns.cluster.names import Options
-from kdns.cluster.objects import Apply, Delete
+from kdns.cluster.objects import Apply, Delete, Namespace, Object
+from kdns.cluster.snapshotfile import Header, Pen, frame
 from kdns.message import AA, FOREVER, NOERROR, NXDOMAIN, SERVFAIL, TC, Lease, Query, Reply
 from kdns.plugin import Plugin, Process, Site
 from kdns.plugins import kubernetes
@@ -45,6 +47,23 @@ apiVersion: v1
 kind: Pod
 metadata: {name: p-0, namespace: dev, labels: {app: web, tier: front}}
 status: {phase: Running, podIP: 192.0.2.7, podIPs: [{ip: 192.0.2.7}]}
+"""
+
+IMPORTS = """\
+apiVersion: multicluster.x-k8s.io/v1alpha1
+kind: ServiceImport
+metadata: {name: db, namespace: dev}
+spec: {type: Headless, ports: [{port: 80}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata:
+  name: db-east
+  namespace: dev
+  labels: {multicluster.kubernetes.io/service-name: db, multicluster.kubernetes.io/source-cluster: east}
+addressType: IPv4
+endpoints: [{addresses: [10.9.0.1]}]
+ports: [{port: 80}]
 """
 
 
@@ -185,10 +204,30 @@ def test_all_options(tmp_path: Path) -> None:
     ]
 
 
+def test_a_snapshot() -> None:
+    found = reading("snapshot state/cluster.snapshot", NOWHERE)
+    assert (found.snapshot, found.max_age) == ("state/cluster.snapshot", 86400.0)
+    found = reading("snapshot /var/lib/kdns/cluster {\n    max_age 1h30m\n}")
+    assert (found.snapshot, found.max_age) == ("/var/lib/kdns/cluster", 5400.0)
+    # Whether there is one does not make it another cluster.
+    assert found.settings == reading().settings
+
+
 def test_namespace_labels_and_fallthrough_everywhere() -> None:
     found = reading("namespace_labels env=dev", "fallthrough")
     assert found.settings.namespace_labels == "env=dev" and found.options.selected
     assert found.fall == (name.ROOT,)
+
+
+def test_multicluster_and_zonal() -> None:
+    found = reading(NOWHERE, "multicluster a.", "multicluster SET.local.", zones="cluster.local set.local")
+    assert found.options.multicluster == (name.from_text("set.local."),) and found.settings.imports
+    assert not found.options.zonal and not found.settings.zones
+    # As in CoreDNS: without zones it says nothing.
+    empty = reading(NOWHERE, "multicluster")
+    assert empty.options.multicluster == () and not empty.settings.imports
+    zonal = reading(NOWHERE, "zonal")
+    assert zonal.options.zonal and zonal.settings.zones
 
 
 @pytest.mark.parametrize("zone", ["in-addr.arpa", "ip6.arpa"])
@@ -244,11 +283,25 @@ COUNT = "Wrong argument count or unexpected line ending after "
         ("foo", "unknown property 'foo'"),
         ("resyncperiod 5m", "unknown property 'resyncperiod'"),
         ("namespaces a\nnamespace_labels b=c", "namespaces and namespace_labels cannot both be set"),
-        ("multicluster clusterset.local", "multicluster is not supported yet"),
-        ("zonal", "zonal is not supported yet"),
+        (
+            "multicluster a.b",
+            "is not authoritative for the multicluster zone a.b. (authoritative zones: [cluster.local. in-addr.arpa.])",
+        ),
+        ("multicluster cluster.local x..y", ""),
+        ("zonal x", f"{COUNT}'x'"),
+        ("noendpoints\nzonal", "zonal requires the endpoint cache; remove noendpoints"),
         ("manifests", f"{COUNT}'manifests'"),
         ("manifests a\nendpoint http://b", "manifests cannot be used together with endpoint or kubeconfig"),
         ("fallthrough x..y", ""),
+        ("snapshot", f"{COUNT}'snapshot'"),
+        ("snapshot a b", f"{COUNT}'b'"),
+        ("snapshot a/", "'a/' is not the name of a file"),
+        ("snapshot a {\nage 1h\n}", "unknown property 'age'"),
+        ("snapshot a {\nmax_age\n}", f"{COUNT}'max_age'"),
+        ("snapshot a {\nmax_age 1\n}", 'time: missing unit in duration "1"'),
+        ("snapshot a {\nmax_age 0s\n}", "duration '0s' must be at least 1s"),
+        ("snapshot a\nmanifests b", "manifests need no snapshot: they are files themselves"),
+        ("ttl 5 {\nx\n}", "Unexpected token '{', expecting argument"),
     ],
 )
 def test_errors(option: str, text: str) -> None:
@@ -291,6 +344,20 @@ async def test_what_is_in_none_of_its_zones_goes_on(directory: Path) -> None:
 
 async def test_without_fallthrough_what_does_not_exist_does_not_exist(directory: Path) -> None:
     assert at_once(plugin_of(directory), ask("8.8.8.8.in-addr.arpa.", message.PTR), End()).rcode == NXDOMAIN
+
+
+async def test_imports_out_of_manifests(directory: Path) -> None:
+    (directory / "imports.yaml").write_text(IMPORTS)
+    plugin = set_up(
+        Kubernetes, block(f"manifests {directory}", "multicluster set.local", zones="cluster.local set.local")
+    )
+    assert shown(at_once(plugin, ask("db.dev.svc.set.local."), End()).answer) == ["db.dev.svc.set.local. 5 A 10.9.0.1"]
+    found = at_once(plugin, ask("10-9-0-1.east.db.dev.svc.set.local."), End())
+    assert (found.rcode, found.lease.until) == (NOERROR, FOREVER)
+    assert at_once(plugin, ask("db.dev.svc.cluster.local."), End()).rcode == NXDOMAIN
+    # Who does not ask for them has none.
+    counts = cluster_of(plugin_of(directory)).index.counts()
+    assert "serviceimports" not in counts and counts["endpointslices"] == 0
 
 
 async def test_fallthrough(directory: Path) -> None:
@@ -440,6 +507,8 @@ async def test_a_start_without_the_api_server_answers_what_can_be_known(lines: l
         "[INFO] plugin/kubernetes: waiting for Kubernetes API before starting server",
         "[WARNING] plugin/kubernetes: starting server with unsynced Kubernetes API",
     ]
+    (reasons,) = [line for line in lines if "not known yet" in line]
+    assert reasons == f"[WARNING] plugin/kubernetes: not known yet: {plugin.unready()}"
 
 
 @contextlib.asynccontextmanager
@@ -487,6 +556,106 @@ async def test_a_stop_ends_the_waiting() -> None:
     cluster_of(plugin).close()
 
 
+# --- snapshots -------------------------------------------------------------------------------------------------------
+
+
+def warm(directory: Path, *options: str, process: Process | None = None) -> Kubernetes:
+    """A plugin without an API server, with a snapshot that knows of one Service."""
+    text = block(NOWHERE, f"snapshot {directory}/cluster.snapshot", "ttl 30", *options)
+    made = set_up(Kubernetes, text, new_site(process=process or Process()))
+    assert isinstance(made, Kubernetes)
+    return made
+
+
+def leave_snapshot(plugin: Kubernetes, *services: Object) -> None:
+    """Write the snapshot that an earlier process would have left."""
+    settings = plugin._cluster._settings
+    assert plugin._snapshot is not None
+    pen = Pen(plugin._snapshot.path)
+    pen.begin(Header(settings.identity(), time.time() - 90, settings.contents))
+    pen.write(frame("namespaces", [Namespace(b"dev")]))
+    pen.write(frame("services", services))
+    pen.commit()
+
+
+async def test_names_of_a_snapshot(tmp_path: Path, lines: list[str]) -> None:
+    plugin = warm(tmp_path, "fallthrough in-addr.arpa")
+    leave_snapshot(plugin, service("web.dev", "10.96.0.1"), service("to.dev", externalName="web.dev.svc.cluster.local"))
+    await plugin.start()
+    end = End()
+    found = at_once(plugin, ask("WEB.dev.svc.cluster.local."), end)
+    assert shown(found.answer) == ["WEB.dev.svc.cluster.local. 5 A 10.96.0.1"]
+    assert found.ede == ((message.EDE_STALE_ANSWER, "namespaces, services out of a snapshot"),)
+    assert found.lease.until == FOREVER and b"known/services" in found.lease.facts
+    assert len(at_once(plugin, ask("to.dev.svc.cluster.local."), end).answer) == 2
+    held = plugin._waiting
+    assert held is not None
+    held.cancel()
+    await asyncio.wait([held])
+    for qname in ("gone.dev.svc.cluster.local.", "8.8.8.8.in-addr.arpa."):
+        found = at_once(plugin, ask(qname, message.PTR), end)
+        assert (found.rcode, found.ede[0][0]) == (SERVFAIL, message.EDE_NOT_READY)
+    assert end.asked == []
+    assert "services: from a snapshot of 20" in plugin.unready()
+    await plugin.stop()
+    cluster_of(plugin).close()
+    assert [line for line in lines if "stand in" in line]
+
+
+async def test_a_chased_name_of_a_snapshot(tmp_path: Path) -> None:
+    process = Process(Clock())
+
+    async def outside(query: Query) -> Reply:
+        return Reply(answer=(record("www.Example.org. 60 A 192.0.2.80"),), lease=Lease(700.0))
+
+    process.ask = outside
+    plugin = warm(tmp_path, process=process)
+    leave_snapshot(plugin, service("ext.dev", externalName="www.Example.org"))
+    await plugin.start()
+    found = at_once(plugin, ask("ext.dev.svc.cluster.local."), End())
+    assert [record.ttl for record in found.answer] == [5, 5] and found.ede[0][0] == message.EDE_STALE_ANSWER
+    assert b"known/services" in found.lease.facts
+    await plugin.stop()
+    cluster_of(plugin).close()
+
+
+async def test_queries_wait_for_the_snapshot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kubernetes, "RESTORE", 0.0)
+    plugin = warm(tmp_path)
+    leave_snapshot(plugin, service("web.dev", "10.96.0.1"))
+    began = time.monotonic()
+    await plugin.start()
+    found = await plugin.resolve(ask("web.dev.svc.cluster.local."), End())
+    assert found.ede[0][0] == message.EDE_STALE_ANSWER and time.monotonic() - began < kubernetes.HOLD
+    await plugin.stop()
+    cluster_of(plugin).close()
+
+
+async def test_the_end_leaves_a_snapshot(tmp_path: Path) -> None:
+    async with api_server() as api:
+        text = block(f"endpoint {api.url}", f"snapshot {tmp_path}/x")
+        process = Process()
+        site = new_site(process=process)
+        plugin = set_up(Kubernetes, text, site)
+        assert isinstance(plugin, Kubernetes)
+        await plugin.start()
+        await cluster_of(plugin).synced.wait()
+        await plugin.drain()
+        assert (tmp_path / "x").stat().st_size > 50
+        await plugin.stop()
+        process.warehouse.keep_only(set())
+
+
+async def test_blocks_with_the_same_snapshot_share_it(tmp_path: Path) -> None:
+    process = Process()
+    one, other = (warm(tmp_path, process=process) for _ in range(2))
+    assert one._snapshot is other._snapshot and one._cluster is other._cluster
+    assert warm(tmp_path, "pods insecure", process=process)._snapshot is one._snapshot
+    third = warm(tmp_path, "pods verified", process=process)
+    assert third._snapshot is not one._snapshot
+    process.warehouse.keep_only(set())
+
+
 # --- metadata --------------------------------------------------------------------------------------------------------
 
 
@@ -506,6 +675,18 @@ async def test_metadata_of_names(directory: Path) -> None:
     assert read(plugin.metadata(ask("\\255.dev.svc.cluster.local.")))["service"] == "\\xff"
     assert read(plugin.metadata(ask("what.cluster.local."))) == {"parse-error": "invalid query name"}
     assert plugin.metadata(ask("example.org.")) == {}
+
+
+async def test_metadata_of_zones_and_clusters(directory: Path) -> None:
+    plugin = set_up(
+        Kubernetes,
+        block(f"manifests {directory}", "multicluster set.local", "zonal", zones="cluster.local set.local"),
+    )
+    assert isinstance(plugin, Kubernetes)
+    here = read(plugin.metadata(ask("z.b.pin._zone.web.dev.svc.cluster.local.")))
+    assert (here["zone"], here["service"], here["endpoint"]) == ("z.b", "web", "") and "cluster" not in here
+    there = read(plugin.metadata(ask("e.c.web.dev.svc.set.local.")))
+    assert (there["cluster"], there["endpoint"], there["port-name"], there["zone"]) == ("c", "e", "", "")
 
 
 async def test_metadata_of_the_asker(directory: Path) -> None:
@@ -583,6 +764,25 @@ async def test_a_service_is_answered_as_soon_as_it_is_there_and_gone_when_it_is_
                 assert answers(found) == ["new.dev.svc.cluster.local. 30 IN A 10.96.0.7"]
                 api.delete("services", "new", "dev")
                 await becomes(NXDOMAIN)
+
+
+async def test_ready_says_that_there_is_no_crd_and_all_else_is_answered() -> None:
+    port, ready = free_port(), free_port()
+    async with fakeapi.FakeApi() as api:
+        api.fault(resource="serviceimports", status=404)
+        api.put("namespaces", fakeapi.namespace("dev"))
+        api.put("services", fakeapi.service("web", "dev", cluster_ip="10.96.0.7"))
+        options = f"endpoint {api.url}", "multicluster set.local", "startup_timeout 0s"
+        text = block(*options, zones="cluster.local set.local")
+        async with serving(f".:{port} {{\nready 127.0.0.1:{ready}\n{text}\n}}"):
+            async with asyncio.timeout(10):
+                while (body := (await http_get(ready, "/ready"))[1]).count("\n") > 1 or "404" not in body:
+                    await asyncio.sleep(0.01)
+            assert body.startswith("kubernetes\nkubernetes: serviceimports: list: 404")
+            here = await ask_server(port, "web.dev.svc.cluster.local.")
+            assert answers(here) == ["web.dev.svc.cluster.local. 5 IN A 10.96.0.7"]
+            assert (await ask_server(port, "gone.dev.svc.cluster.local.")).rcode() == NXDOMAIN
+            assert (await ask_server(port, "web.dev.svc.set.local.")).rcode() == SERVFAIL
 
 
 async def test_ready_names_what_is_missing() -> None:

@@ -12,9 +12,9 @@ from kdns.cluster.index import Index
 from kdns.cluster.names import Asked, Chase, Names, parse, primary
 from kdns.cluster.objects import KINDS, Delete, Init, InitApply, InitDone, Object
 from kdns.denial import Denial
-from kdns.generalize import labels_below
 from kdns.message import AA, EDE_NOT_READY, FOREVER, NXDOMAIN, REFUSED, SERVFAIL, Reply
 from kdns.name import pack_address
+from kdns.patches import labels_below
 from tests.indextest import (
     ZONES,
     answer,
@@ -24,6 +24,7 @@ from tests.indextest import (
     namespace,
     pod,
     put,
+    relist,
     said,
     service,
     slice_of,
@@ -73,6 +74,18 @@ WORLD: tuple[Object, ...] = (
 )
 
 
+ZONAL: tuple[Object, ...] = (
+    namespace("dev"),
+    service("db.dev"),
+    slice_of("db-a.dev", "10.1.0.1 h-0 - z-a", "10.1.0.2 - - Z-a", "10.1.0.3 - - z.b.example", "10.1.0.4", of="db"),
+    slice_of("db-6.dev", "fd00:1::1 - - z-a", of="db"),
+    service("void.dev"),
+    service("web.dev", "10.96.0.1"),
+    slice_of("web-a.dev", "10.1.1.1 - - z-a", of="web"),
+    service("ext.dev", externalName="www.example.org"),
+)
+
+
 @pytest.fixture(scope="module")
 def index() -> Index:
     return fill(Index(KINDS, pod_names=True), *WORLD, now=1234.5)
@@ -101,11 +114,88 @@ def names(index: Index) -> Names:
         ("_p._tcp.s.ns.pod.", Asked(b"pod", b"ns", b"s", b"", b"p", b"tcp")),
         ("x._p._tcp.s.ns.svc.", None),
         ("s.ns.what.", None),
+        ("z.pin._zone.s.ns.svc.", None),
     ],
 )
 def test_parse(qname: str, asked: Asked | None) -> None:
     zone = name.from_text(Z)
     assert parse(name.from_text(qname + Z), zone) == asked
+
+
+@pytest.mark.parametrize(
+    ("qname", "asked"),
+    [
+        ("z.pin._zone.s.ns.svc.", Asked(b"svc", b"ns", b"s", zone=b"z")),
+        ("z.Prefer._ZONE.s.ns.svc.", Asked(b"svc", b"ns", b"s", zone=b"z", prefer=True)),
+        ("a.b.example.pin._zone.s.ns.svc.", Asked(b"svc", b"ns", b"s", zone=b"a.b.example")),
+        ("a\\.b.example.pin._zone.s.ns.svc.", Asked(b"svc", b"ns", b"s", zone=b"a\\.b.example")),
+        ("pin.pin._zone.s.ns.svc.", Asked(b"svc", b"ns", b"s", zone=b"pin")),
+        ("pin._zone.s.ns.svc.", Asked(b"svc", b"ns", b"s", b"", b"pin", b"zone")),
+        ("z.what._zone.s.ns.svc.", None),
+        ("z.pin.zone.s.ns.svc.", None),
+        ("z.pin._zone.s.ns.pod.", None),
+        ("z.pin._zone.s.ns.what.", None),
+    ],
+)
+def test_parse_topology_zones(qname: str, asked: Asked | None) -> None:
+    assert parse(name.from_text(qname + Z), name.from_text(Z), zonal=True) == asked
+
+
+@pytest.mark.parametrize(
+    ("qname", "type", "lines"),
+    [
+        ("z-a.pin._zone.db.dev.svc.", "A", ["A 10.1.0.1", "A 10.1.0.2"]),
+        ("Z-A.Pin._zone.DB.dev.svc.", "AAAA", ["AAAA fd00:1::1"]),
+        ("z.b.example.pin._zone.db.dev.svc.", "A", ["A 10.1.0.3"]),
+        ("z.b.example.pin._zone.db.dev.svc.", "AAAA", ["NODATA"]),
+        ("z-a.pin._zone.db.dev.svc.", "TXT", ["NODATA"]),
+        ("z-a.pin._zone.db.dev.svc.", "CNAME", ["NODATA"]),
+        ("z.b.example.prefer._zone.db.dev.svc.", "SRV", [
+            "SRV 0 100 80 10-1-0-3.db.dev.svc.cluster.local.", "+ A 10.1.0.3",
+        ]),
+        # nobody is there
+        ("z-c.pin._zone.db.dev.svc.", "A", ["NODATA"]),
+        ("z-c.pin._zone.db.dev.svc.", "SRV", ["NODATA"]),
+        ("z-c.prefer._zone.db.dev.svc.", "A", ["A 10.1.0.1", "A 10.1.0.2", "A 10.1.0.3", "A 10.1.0.4"]),
+        ("b.example.pin._zone.db.dev.svc.", "A", ["NODATA"]),
+        ("z-a.pin._zone.void.dev.svc.", "A", ["NODATA"]),
+        ("z-a.prefer._zone.void.dev.svc.", "A", ["NODATA"]),
+        # no such name
+        ("z-a.florp._zone.db.dev.svc.", "A", ["NXDOMAIN"]),
+        ("z-a.pin._zone.web.dev.svc.", "A", ["NXDOMAIN"]),
+        ("z-a.pin._zone.ext.dev.svc.", "A", ["NXDOMAIN"]),
+        ("z-a.pin._zone.ghost.dev.svc.", "TXT", ["NXDOMAIN"]),
+        ("z-a.pin._zone.db.nons.svc.", "A", ["NXDOMAIN"]),
+        ("_http._tcp.z-a.pin._zone.db.dev.svc.", "A", ["NODATA"]),
+    ],
+)  # fmt: skip
+def test_topology_zones(qname: str, type: str, lines: list[str]) -> None:
+    names = names_of(fill(Index(KINDS, zones=True), *ZONAL), zonal=True)
+    assert said(names, qname + Z, type) == lines
+
+
+def test_what_names_of_topology_zones_stand_on() -> None:
+    index = fill(Index(KINDS, zones=True), *ZONAL)
+    names = names_of(index, zonal=True)
+    names.prove(())
+    key = b"\2db\3dev"
+    for zone in ("z-a.pin", "z-c.pin", "z-c.prefer"):
+        lease = reply_to(names, f"{zone}._zone.db.dev.svc.{Z}").lease
+        assert (lease.until, lease.facts) == (FOREVER, (b"svc/" + key, b"ns/\3dev", b"eps/" + key))
+    assert reply_to(names, f"z-a.pin._zone.web.dev.svc.{Z}").lease.denial is None
+    assert apex_of(names, f"z-a.pin._zone.ghost.dev.svc.{Z}") == "svc." + Z
+    put(index, slice_of("db-a.dev", "10.1.0.1 - - z-c", of="db"))
+    assert said(names, f"z-c.pin._zone.db.dev.svc.{Z}") == ["A 10.1.0.1"]
+
+
+def test_topology_zones_before_endpoints_are_known() -> None:
+    names = names_of(fill(Index(KINDS, zones=True), *ZONAL, kinds=("namespaces", "services")), zonal=True)
+    assert said(names, f"z-a.pin._zone.db.dev.svc.{Z}") == ["SERVFAIL"]
+    assert said(names, f"z-a.pin._zone.web.dev.svc.{Z}") == ["NXDOMAIN"]
+
+
+def test_topology_zones_of_nobody_who_wants_them(index: Index) -> None:
+    assert said(names_of(index), f"z-a.pin._zone.headless.dev.svc.{Z}") == ["NXDOMAIN"]
 
 
 @pytest.mark.parametrize(
@@ -578,8 +668,11 @@ def partly(*known: str) -> Names:
         ((), "ns.dns.", "A", [UNKNOWN]),
         ((), "svc.", "A", ["NODATA"]),
         ((), "dns-version.", "TXT", ['TXT "1.1.0"']),
-        # no Namespaces
-        (("services", "endpointslices", "pods"), "web.dev.svc.", "A", [UNKNOWN]),
+        # no Namespaces: what is in one vouches for it
+        (("services", "endpointslices", "pods"), "web.dev.svc.", "A", ["A 10.96.0.1"]),
+        (("services", "endpointslices", "pods"), "_http._tcp.web.dev.svc.", "A", ["A 10.96.0.1"]),
+        (("services", "endpointslices", "pods"), "dev.svc.", "A", [UNKNOWN]),
+        (("services", "endpointslices", "pods"), "10-244-0-1.dev.pod.", "A", [UNKNOWN]),
         (("services", "endpointslices", "pods"), "gone.dev.svc.", "A", [UNKNOWN]),
         # no Services
         (("namespaces", "endpointslices", "pods"), "dev.svc.", "A", ["NODATA"]),
@@ -640,6 +733,26 @@ def test_reverse_lookups_of_selected_namespaces_need_to_know_them() -> None:
     assert said(names, "2.0.1.10.in-addr.arpa.", "PTR") == said(names, "1.0.96.10.in-addr.arpa.", "PTR") == [UNKNOWN]
 
 
+@pytest.mark.parametrize(
+    ("options", "lines"),
+    [
+        ({"selected": True}, [UNKNOWN]),
+        ({"namespaces": frozenset([b"\3dev"])}, ["A 10.96.0.1"]),
+        ({"namespaces": frozenset([b"\4prod"])}, [UNKNOWN]),
+    ],
+)
+def test_a_service_vouches_only_for_a_namespace_that_may_be_shown(options: dict[str, Any], lines: list[str]) -> None:
+    index = fill(Index(KINDS), *WORLD, kinds=KINDS[1:])
+    assert said(names_of(index, **options), "web.dev.svc." + Z) == lines
+    # Once Namespaces are known they decide, and what was said before is repeated no more.
+    if lines != [UNKNOWN]:
+        facts = reply_to(names_of(index, **options), "web.dev.svc." + Z).lease.facts
+        assert b"known/namespaces" in facts
+    assert b"known/namespaces" in relist(index, "namespaces", [])
+    assert b"known/namespaces" not in relist(index, "namespaces", [])
+    assert said(names_of(index, **options), "web.dev.svc." + Z) == ["NXDOMAIN"]
+
+
 def test_half_a_reverse_name_is_not_denied_before_anything_is_known() -> None:
     assert said(partly(), "96.10.in-addr.arpa.", "PTR") == [UNKNOWN]
 
@@ -656,6 +769,81 @@ def test_what_is_said_about_the_unknown() -> None:
     assert (found.rcode, found.flags) == (SERVFAIL, AA)
     assert found.ede == ((EDE_NOT_READY, "endpointslices not synced"),)
     assert found.lease.until == 0.0 and found.authority and not found.error
+
+
+# --- out of a snapshot -----------------------------------------------------------------------------------------------
+
+
+def remembered(*known: str) -> Names:
+    """Of a world that is remembered, but for these kinds, which are known."""
+    index = Index(KINDS)
+    for kind in KINDS:
+        index.remember(kind, [found for found in WORLD if kind_of(found) == kind])
+        index.recall(kind)
+    return names_of(fill(index, *WORLD, kinds=known), pods="verified")
+
+
+ALL_BUT_SLICES = ("namespaces", "services", "pods")
+
+
+@pytest.mark.parametrize(
+    ("known", "qname", "type", "lines"),
+    [
+        ((), "web.dev.svc.", "A", ["A 10.96.0.1"]),
+        ((), "web.dev.svc.", "AAAA", ["NODATA"]),
+        ((), "headless.dev.svc.", "AAAA", ["AAAA fd00:1::1", "AAAA fd00:1::"]),
+        ((), "h-0.headless.dev.svc.", "AAAA", ["AAAA fd00:1::1"]),
+        ((), "dev.svc.", "A", ["NODATA"]),
+        ((), "inside.dev.svc.", "A", ["CNAME web.dev.svc.cluster.local.", "A 10.96.0.1"]),
+        ((), "10-244-0-1.dev.pod.", "A", ["A 10.244.0.1"]),
+        # whatever is not there may be there by now
+        ((), "gone.dev.svc.", "A", [UNKNOWN]),
+        ((), "gone.svc.", "A", [UNKNOWN]),
+        ((), "web.gone.svc.", "A", [UNKNOWN]),
+        ((), "noready.dev.svc.", "A", [UNKNOWN]),
+        ((), "h-9.headless.dev.svc.", "A", [UNKNOWN]),
+        ((), "_ftp._tcp.headless.dev.svc.", "SRV", [UNKNOWN]),
+        ((), "_ftp._tcp.web.dev.svc.", "SRV", [UNKNOWN]),
+        ((), "10-244-0-9.dev.pod.", "A", [UNKNOWN]),
+        ((), "what.", "A", [UNKNOWN]),
+        ((), "dangling.dev.svc.", "A", [UNKNOWN]),
+        ((), "", "NS", [UNKNOWN]),
+        # slices alone are remembered
+        (ALL_BUT_SLICES, "headless.dev.svc.", "AAAA", ["AAAA fd00:1::1", "AAAA fd00:1::"]),
+        (ALL_BUT_SLICES, "noready.dev.svc.", "A", [UNKNOWN]),
+        (ALL_BUT_SLICES, "h-9.headless.dev.svc.", "A", [UNKNOWN]),
+        (ALL_BUT_SLICES, "_ftp._tcp.headless.dev.svc.", "SRV", [UNKNOWN]),
+        (ALL_BUT_SLICES, "_ftp._tcp.web.dev.svc.", "SRV", ["NXDOMAIN"]),
+        (ALL_BUT_SLICES, "gone.dev.svc.", "A", ["NXDOMAIN"]),
+    ],
+)
+def test_a_snapshot_says_what_there_is_never_what_there_is_not(
+    known: tuple[str, ...], qname: str, type: str, lines: list[str]
+) -> None:
+    assert said(remembered(*known), qname + Z, type) == lines
+
+
+@pytest.mark.parametrize(
+    ("known", "address", "lines"),
+    [
+        ((), "10.96.0.1", ["PTR web.dev.svc.cluster.local."]),
+        ((), "10.1.0.2", ["PTR alpha.web.dev.svc.cluster.local."]),
+        ((), "8.8.8.8", [UNKNOWN]),
+        (ALL_BUT_SLICES, "8.8.8.8", [UNKNOWN]),
+        (("namespaces", "endpointslices"), "8.8.8.8", [UNKNOWN]),
+        (("namespaces", "endpointslices", "services"), "8.8.8.8", ["NXDOMAIN"]),
+    ],
+)
+def test_addresses_out_of_a_snapshot(known: tuple[str, ...], address: str, lines: list[str]) -> None:
+    assert said(remembered(*known), name.to_text(name.reverse(pack_address(address))), "PTR") == lines
+
+
+def test_who_is_in_front_of_this_server_out_of_a_snapshot() -> None:
+    names = remembered()
+    names.local = (pack_address("10.1.0.1"),)
+    assert said(names, Z, "NS") == [f"NS web.dev.svc.{Z}", "+ A 10.96.0.1"]
+    names.local = (pack_address("10.9.9.9"),)
+    assert said(names, Z, "NS") == said(names, "ns.dns." + Z) == [UNKNOWN]
 
 
 # --- chains ----------------------------------------------------------------------------------------------------------

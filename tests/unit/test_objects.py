@@ -16,11 +16,13 @@ from kdns.cluster.objects import (
     SINGULAR,
     Endpoint,
     EndpointSlice,
+    ImportedSlice,
     Namespace,
     ObjectError,
     Pod,
     Port,
     Service,
+    ServiceImport,
     Status,
     decode_event,
     decode_list,
@@ -170,6 +172,7 @@ def test_slice() -> None:
         b"web-0\0\0\0",
         (Port(b"http", b"tcp", 80), Port(b"", b"tcp", 0)),
         "2026-11-21T09:44:25Z",
+        b"z1\0\0\0",
     )
 
 
@@ -420,14 +423,76 @@ _JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
     max_leaves=6,
 )
+IMPORT: dict[str, Any] = {
+    "metadata": {"name": "Web", "namespace": "dev", "labels": {"a": "b"}},
+    "spec": {
+        "type": "ClusterSetIP",
+        "ips": ["10.96.0.5", "fd00::5", "nowhere"],
+        "ports": [{"name": "http", "port": 80}, {"name": "dns", "port": 53, "protocol": "UDP"}],
+    },
+}
+IMPORTED = change(
+    SLICE,
+    "metadata.labels",
+    {"multicluster.kubernetes.io/service-name": "db", "multicluster.kubernetes.io/source-cluster": "East"},
+)
+
+
+def test_service_import() -> None:
+    ports = (Port(b"http", b"tcp", 80), Port(b"dns", b"udp", 53))
+    assert from_manifest("serviceimports", IMPORT) == ServiceImport(b"dev", b"web", (V4, V6), ports)
+    headless = from_manifest("serviceimports", change(IMPORT, "spec", {"type": "Headless", "ports": None}))
+    assert headless == ServiceImport(b"dev", b"web", headless=True)
+    assert from_manifest("services", SERVICE) != ServiceImport(b"dev", b"web", (V4, V6), ports)
+
+
+def test_imported_slice() -> None:
+    plain, found = from_manifest("endpointslices", SLICE), from_manifest("importedslices", IMPORTED)
+    assert isinstance(plain, EndpointSlice) and isinstance(found, ImportedSlice)
+    assert (found.service, found.cluster) == (b"db", b"east")
+    assert (found.addresses, found.hostnames, found.ports) == (plain.addresses, plain.hostnames, plain.ports)
+    # Its way from the cause to the answers is measured once, and it has no names for topology zones.
+    assert (found.changed, found.zones) == ("", b"")
+
+
+@pytest.mark.parametrize("cluster", [None, "", "a.b", "x" * 64])
+def test_a_cluster_that_is_no_label_is_none(cluster: object) -> None:
+    label = "multicluster.kubernetes.io/source-cluster"
+    found = from_manifest("importedslices", change(IMPORTED, "metadata.labels", {label: cluster}))
+    assert isinstance(found, ImportedSlice) and (found.service, found.cluster) == (b"", b"")
+
+
+@pytest.mark.parametrize(
+    ("zone", "kept"),
+    [("us-West-2a", b"us-west-2a"), ("rack.example.com", b"rack.example.com"), ("a b", b""), ("a\\b", b""), ("", b"")],
+)
+def test_zones_are_kept_as_they_are_asked_for(zone: str, kept: bytes) -> None:
+    endpoints = [{"addresses": ["10.1.0.1"], "zone": zone}, {"addresses": ["10.1.0.2"]}]
+    found = from_manifest("endpointslices", change(SLICE, "endpoints", endpoints))
+    assert isinstance(found, EndpointSlice) and found.zones == (kept + b"\0" if kept else b"")
+
+
 _PATHS = st.sampled_from(
     "kind metadata metadata.name metadata.namespace metadata.labels metadata.annotations spec spec.type spec.clusterIP "
-    "spec.clusterIPs spec.ports spec.externalName addressType endpoints ports status status.podIPs status.podIP".split()
+    "spec.clusterIPs spec.ports spec.externalName spec.ips addressType endpoints ports status status.podIPs "
+    "status.podIP".split()
 )
 
 
 @settings(max_examples=300, deadline=None)
-@given(st.sampled_from([("services", SERVICE), ("endpointslices", SLICE), ("pods", POD)]), _PATHS, _JSON)
+@given(
+    st.sampled_from(
+        [
+            ("services", SERVICE),
+            ("endpointslices", SLICE),
+            ("pods", POD),
+            ("serviceimports", IMPORT),
+            ("importedslices", IMPORTED),
+        ]
+    ),
+    _PATHS,
+    _JSON,
+)
 def test_any_value_anywhere_is_taken_or_refused(case: tuple[str, dict[str, Any]], path: str, value: object) -> None:
     kind, base = case
     changed = change(base, path, value)
@@ -453,4 +518,4 @@ def test_cut_and_spliced_bytes_are_taken_or_refused(junk: bytes, start: int, end
 
 
 def test_every_kind_has_a_codec() -> None:
-    assert set(objects._CODECS) == set(KINDS) == set(SINGULAR)
+    assert set(objects._CODECS) == {*KINDS, *objects.IMPORTS} == set(SINGULAR)

@@ -6,8 +6,8 @@ import pytest
 
 from kdns import message, name, rdata
 from kdns.cluster.index import Index
-from kdns.cluster.replies import Replies, dashed, fits, undashed
-from kdns.message import AA, EDE_NOT_READY, FOREVER, NXDOMAIN, SERVFAIL, Lease
+from kdns.cluster.replies import Replies, dashed, fits, stale, undashed
+from kdns.message import AA, EDE_NOT_READY, EDE_STALE_ANSWER, FOREVER, NXDOMAIN, SERVFAIL, Lease
 from kdns.name import pack_address
 from tests.indextest import fill, namespace, put, service
 
@@ -81,3 +81,48 @@ def test_the_soa_keeps_up_with_the_index() -> None:
     assert serial() == "0"
     put(index, service("web.dev", "10.0.0.1"), now=2**32 + 7.5)
     assert serial() == "7"
+
+
+# --- out of a snapshot -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("facts", "remembered", "kinds"),
+    [
+        ((b"svc/\3web\3dev", b"ns/\3dev"), ("namespaces", "services"), ["namespaces", "services"]),
+        ((b"svc/\3web\3dev", b"ns/\3dev"), ("services", "pods"), ["services"]),
+        ((b"svc/\3web\3dev", b"eps/\3web\3dev"), ("endpointslices",), ["endpointslices"]),
+        ((b"ip/\x0a\0\0\1",), ("services",), ["services"]),
+        ((b"ip/\x0a\0\0\1",), ("endpointslices",), ["endpointslices"]),
+        ((b"pod/\x0a\0\0\1",), ("pods",), ["pods"]),
+        ((b"ns/\3dev",), ("services", "pods"), []),
+        ((b"zone/whatever", b"odd"), ("services",), []),
+        ((), ("services",), []),
+    ],
+)
+def test_what_stands_on_a_snapshot(facts: tuple[bytes, ...], remembered: tuple[str, ...], kinds: list[str]) -> None:
+    replies = Replies(Index(()), 30)
+    answer = (replies.address(ZONE, bytes(4)),)
+    reply = replies.found(ZONE, facts, answer, (replies.address(ZONE, bytes(16)),))
+    found = stale(reply, remembered)
+    if not kinds:
+        assert found is reply
+        return
+    assert found.ede == ((EDE_STALE_ANSWER, f"{', '.join(kinds)} out of a snapshot"),)
+    assert [record.ttl for record in (*found.answer, *found.additional)] == [5, 5]
+    # It may be repeated, but not once these kinds are known.
+    assert found.lease == Lease(FOREVER, (*facts, *(b"known/" + kind.encode() for kind in kinds)))
+    assert found.rcode == 0 and found.flags == AA
+
+
+def test_negative_ttls_and_short_ones() -> None:
+    nothing = stale(Replies(Index(()), 600).found(ZONE, (b"svc/x",)), ("services",))
+    assert [record.ttl for record in nothing.authority] == [5] and nothing.ede[0][0] == EDE_STALE_ANSWER
+    zero = Replies(Index(()), 0)
+    assert stale(zero.found(ZONE, (b"svc/x",), (zero.address(ZONE, bytes(4)),)), ("services",)).answer[0].ttl == 0
+
+
+def test_a_failure_is_no_stale_answer() -> None:
+    replies = Replies(Index(("services",)), 30)
+    for reply in (replies.unknown(ZONE, "services"), replies.missing(ZONE, (b"svc/x",))):
+        assert stale(reply, ("services",)) is reply

@@ -288,6 +288,39 @@ async def test_lameduck_answers_to_the_end_and_stopping_finishes_queries() -> No
         await stopping
 
 
+async def test_stragglers_are_answered_and_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What comes while the last queries are waited for is answered at the end; what is cut off then is told, too."""
+    text = "slow. {\n fixed 10.0.0.1 slow\n}\nfast. {\n fixed 10.0.0.2\n}\n"
+    monkeypatch.setattr(limits, "GRACE", 0.3)
+    with captured_log() as log:
+        async with serving(text) as server:
+            port = server.ports[0]
+            serving_there = next(iter(server._endpoints.values()))
+            cut = asyncio.create_task(ask(port, "a.slow.", timeout=5))
+            while not serving_there.waiting:
+                await asyncio.sleep(0.001)
+            stopping = asyncio.create_task(server.stop())
+            await asyncio.sleep(0.05)
+            late = [asyncio.create_task(ask(port, "a.fast.")) for _ in range(3)]
+            assert [answers(reply)[0].split()[-1] for reply in await asyncio.gather(*late)] == ["10.0.0.2"] * 3
+            await stopping
+            cut.cancel()
+            await asyncio.gather(cut, return_exceptions=True)
+    assert log.matching("[WARNING]") == [
+        "[WARNING] 3 queries came after the end of lameduck: it was too short for some",
+        "[WARNING] 1 queries are cut off unanswered",
+    ]
+
+
+async def test_who_has_answered_everything_tells_nothing_at_the_end() -> None:
+    with captured_log() as log:
+        async with serving(". {\n fixed 10.0.0.1\n}\n") as server:
+            for tcp in (False, True):
+                assert await address(server.ports[0], tcp=tcp) == "10.0.0.1"
+            assert server.process.asked() == 2
+    assert log.lines == []
+
+
 async def test_a_plugin_that_cannot_stop_holds_up_nobody() -> None:
     with captured_log() as log:
         async with serving(". {\n fixed 10.0.0.1 unstoppable\n}\n"):

@@ -19,11 +19,14 @@ import pytest
 
 from kdns import limits, message, name, wire
 from kdns.message import SERVFAIL, Edns
+from kdns.promise import Wakeups
 from kdns.upstream import Settings, Tls, UpstreamError
-from kdns.upstream.ask import Ask, matching, random_numbers
+from kdns.upstream.ask import Ask, Attempt, matching, random_numbers
 from kdns.upstream.fair import Census, Window
 from kdns.upstream.health import DOWN, GOOD, SILENT, WORSE, Health
+from kdns.upstream.outbox import Outbox
 from kdns.upstream.poller import Poller
+from kdns.upstream.udp import Port
 from kdns.upstream.wheel import STEP, Wheel
 from tests.certificates import make_certificate
 from tests.fakeupstream import (
@@ -37,7 +40,8 @@ from tests.fakeupstream import (
 )
 from tests.plugintest import ask as ask_for
 from tests.plugintest import shown
-from tests.upstreamtest import TCP, World, addresses, ask_many, new_world, until
+from tests.support import free_port
+from tests.upstreamtest import TCP, World, addresses, ask_many, compiled, needs_compiled, new_world, twins, until
 
 
 @pytest.fixture
@@ -108,29 +112,41 @@ async def test_wheel_forgets_when_closed() -> None:
 
 
 class Reader:
-    """Reads its socket, and closes others when it has read."""
+    """Takes what comes, and closes others then."""
 
     def __init__(self, poller: Poller, closes: list[Reader]) -> None:
         self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self.ours.setblocking(False)
+        self.fd = self.ours.fileno()
         self.poller, self.closes = poller, closes
-        self.got: list[bytes] = []
-        poller.watch(self.ours.fileno(), self)
+        self.got: list[bytes | OSError] = []
+        poller.watch(self.fd, self)
 
-    def readable(self) -> None:
-        self.got.append(self.ours.recv(100))
+    def received(self, datagram: bytes) -> None:
+        self.got.append(datagram)
         for reader in self.closes:
             reader.close()
 
+    def broken(self, error: OSError) -> None:
+        self.got.append(error)
+
     def close(self) -> None:
-        if self.ours.fileno() >= 0:
-            self.poller.forget(self.ours.fileno())
+        if self.fd >= 0:
+            self.poller.forget(self.fd)
+            self.fd = -1
             self.ours.close()
         self.theirs.close()
 
 
-async def test_poller_wakes_until_all_is_read_and_survives_sockets_that_close_one_another() -> None:
-    poller = Poller()
+@pytest.fixture(params=twins())
+def native(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """One of the twins, in use."""
+    monkeypatch.setattr("kdns.upstream.poller.receive", request.param.receive)
+    monkeypatch.setattr("kdns.upstream.outbox.send_all", request.param.send_all)
+    return request.param
+
+
+async def test_poller_wakes_until_all_is_read_and_survives_sockets_that_close_one_another(native: Any) -> None:
+    poller = Poller(Wakeups())
     first = Reader(poller, [])
     first.theirs.send(b"1")
     first.theirs.send(b"2")
@@ -149,6 +165,76 @@ async def test_poller_wakes_until_all_is_read_and_survives_sockets_that_close_on
         reader.close()
     poller.close()
     poller.close()
+
+
+async def test_poller_reads_more_sockets_than_at_once_and_datagrams_of_any_size(native: Any) -> None:
+    poller = Poller(Wakeups())
+    readers = [Reader(poller, []) for _ in range(150)]
+    for number, reader in enumerate(readers):
+        reader.theirs.send(bytes(number))
+    readers[0].theirs.send(bytes(65535))
+    await until(lambda: sum(len(reader.got) for reader in readers) == 151)
+    assert [reader.got[0] for reader in readers] == [bytes(number) for number in range(150)]
+    assert readers[0].got[1] == bytes(65535)
+    for reader in readers:
+        reader.close()
+    poller.close()
+
+
+async def test_poller_tells_what_the_kernel_says(native: Any) -> None:
+    poller = Poller(Wakeups())
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as nobody,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock,
+    ):
+        nobody.bind(("127.0.0.1", 0))
+        sock.connect(nobody.getsockname())
+        sock.setblocking(False)
+        nobody.close()
+        reader = Reader(poller, [])
+        poller.watch(sock.fileno(), reader)
+        sock.send(b"x")
+        await until(lambda: bool(reader.got))
+    assert isinstance(reader.got[0], ConnectionRefusedError) and reader.got[0].strerror == "Connection refused"
+    reader.close()
+    poller.close()
+
+
+# --- the outbox ------------------------------------------------------------------------------------------------------
+
+
+class Mailer:
+    def __init__(self) -> None:
+        self.ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.fd = self.ours.fileno()
+        self.errors: list[OSError] = []
+
+    def unsent(self, error: OSError) -> None:
+        self.errors.append(error)
+
+    def close(self) -> None:
+        self.fd = -1
+        self.ours.close()
+
+
+async def test_outbox_sends_in_turn_and_tells_whose_datagram_was_not_taken(native: Any) -> None:
+    outbox = Outbox()
+    first, second, gone = Mailer(), Mailer(), Mailer()
+    outbox.add(first, b"1")
+    outbox.add(gone, b"x")
+    outbox.add(second, b"2")
+    outbox.add(first, b"3")
+    outbox.add(gone, b"y")
+    second.theirs.close()
+    gone.close()
+    await asyncio.sleep(0.01)
+
+    assert [first.theirs.recv(10) for _ in range(2)] == [b"1", b"3"]
+    assert [error.errno for error in second.errors] == [errno.ECONNREFUSED]
+    assert not first.errors and not gone.errors
+    for mailer in (first, second, gone):
+        mailer.close()
+        mailer.theirs.close()
 
 
 # --- health ----------------------------------------------------------------------------------------------------------
@@ -485,7 +571,14 @@ async def test_an_attacked_port_is_listened_to_when_there_is_no_tcp(world: World
         assert addresses(await world.group(fake).ask(ask_for())) == ["192.0.2.7"]
 
 
-async def test_ports_and_ids_cannot_be_foreseen(world: World, fake: FakeUpstream) -> None:
+@pytest.mark.parametrize("renews", [False, pytest.param(True, marks=needs_compiled)], ids=["new", "renewed"])
+async def test_ports_and_ids_cannot_be_foreseen(
+    renews: bool, world: World, fake: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[Port] = []
+    monkeypatch.setattr("kdns.upstream.native.renew", compiled.renew if renews else None)
+    watch = world.home.poller.watch
+    monkeypatch.setattr(world.home.poller, "watch", lambda fd, port: (opened.append(port), watch(fd, port)))
     group = world.group(fake, max_attempts=1)
     for batch in range(40):
         await ask_many(group, *(f"{batch}.{n}.test." for n in range(50)))
@@ -498,6 +591,103 @@ async def test_ports_and_ids_cannot_be_foreseen(world: World, fake: FakeUpstream
     assert world.value("kdns_upstream_sockets", "udp") <= limits.UPSTREAM_PORTS
     hits, misses = (world.value(f"coredns_proxy_conn_cache_{kind}_total") for kind in ("hits", "misses"))
     assert hits + misses == 2000 and misses >= len(fake.ports)
+    assert (len(opened) < misses) == renews, "a socket may have several ports, one after the other"
+
+
+@needs_compiled
+async def test_what_comes_in_on_a_spare_socket_is_not_read_on_its_next_port(world: World, fake: FakeUpstream) -> None:
+    pool = world.server(fake)._udp
+    assert pool is not None
+    port = pool._new_port(0, 0.0)
+    pool._retire(port)
+    pool.close_if_done(port)
+    assert list(pool._spare) == [port] and port.fd >= 0
+    old = port.local
+    port.waiting[0x7878] = attempt = Attempt(Ask(b"\0", b"\0\1\0\1", b""), world.server(fake), "udp", 0.0)
+    fake.send(b"x" * 40, old)
+    assert pool._new_port(1, 1.0) is port and port.local != old and port.born == 1.0
+    await asyncio.sleep(0.02)
+    assert port.waiting == {0x7878: attempt} and not port.strangers
+    port.waiting.clear()
+    pool.close_if_done(port)
+
+
+@needs_compiled
+async def test_a_spare_socket_on_which_something_comes_in_is_closed(world: World, fake: FakeUpstream) -> None:
+    pool = world.server(fake)._udp
+    assert pool is not None
+    port = pool._new_port(0, 0.0)
+    pool._retire(port)
+    pool.close_if_done(port)
+    fake.send(b"x" * 40, port.local)
+    await until(lambda: port.fd < 0)
+    assert not pool._spare and pool.open == 0 and world.value("kdns_upstream_strange_total") == 1
+
+
+@needs_compiled
+async def test_spare_sockets_are_closed_when_nothing_is_asked(world: World, fake: FakeUpstream) -> None:
+    pool = world.server(fake, expire=0.2)._udp
+    assert pool is not None
+    port = pool._new_port(0, asyncio.get_running_loop().time())
+    pool._retire(port)
+    pool.close_if_done(port)
+    assert pool._spare and pool.open == 1
+    await until(lambda: pool.open == 0)
+    assert not pool._spare and port.fd < 0
+
+
+@needs_compiled
+@pytest.mark.parametrize("address", ["127.0.0.1", "::1"])
+def test_renewing_changes_the_port_alone(address: str) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as there, socket.socket(family, socket.SOCK_DGRAM) as here:
+        try:
+            there.bind((address, 0))
+        except OSError as error:
+            pytest.skip(f"no {address} here: {error}")
+        remote = there.getsockname()
+        here.connect(remote)
+        here.setblocking(False)
+        seen = set()
+        for number in range(20):
+            there.sendto(b"for the old port", here.getsockname())
+            seen.add(here.getsockname()[1])
+            assert compiled.renew(here.fileno(), remote)
+            with pytest.raises(BlockingIOError):
+                here.recv(100)
+            here.send(bytes((number,)))
+            assert there.recvfrom(10) == (bytes((number,)), here.getsockname())
+            assert here.getpeername() == remote
+        assert len(seen) > 15
+
+
+@needs_compiled
+def test_renewing_forgets_errors_and_what_stands_behind_them() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as here:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as there:
+            there.bind(("127.0.0.1", 0))
+            remote = there.getsockname()
+            here.connect(remote)
+            here.setblocking(False)
+            there.sendto(b"for the old port", here.getsockname())
+        here.send(b"nobody listens now")
+        assert compiled.renew(here.fileno(), remote)
+        with pytest.raises(BlockingIOError):
+            here.recv(100)
+
+
+@needs_compiled
+def test_renewing_what_cannot_be_renewed() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        sock.connect(("127.0.0.1", 9))
+        assert not compiled.renew(sock.fileno(), ("::1", 9, 0, 0))
+        assert not compiled.renew(sock.fileno(), ("not an address", 9))
+        fd = sock.fileno()
+    assert not compiled.renew(fd, ("127.0.0.1", 9))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bound:
+        bound.bind(("127.0.0.1", free_port()))
+        bound.connect(("127.0.0.1", 9))
+        assert not compiled.renew(bound.fileno(), ("127.0.0.1", 9)), "its port would stay"
 
 
 async def test_a_port_on_which_something_unasked_comes_in_is_never_used_again(world: World, fake: FakeUpstream) -> None:

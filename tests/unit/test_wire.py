@@ -6,6 +6,7 @@ import contextlib
 import struct
 import time
 import tracemalloc
+from collections.abc import Iterator
 
 import dns.edns
 import dns.flags
@@ -56,6 +57,14 @@ from kdns.message import (
     Record,
     Reply,
 )
+from tests.wiretwins import TWINS, chosen
+
+
+@pytest.fixture(autouse=True, scope="module", params=TWINS)
+def twin(request: pytest.FixtureRequest) -> Iterator[None]:
+    with chosen(request.param):
+        yield
+
 
 PEER = ("192.0.2.1", 5353)
 UDP = Listener()

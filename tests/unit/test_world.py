@@ -7,9 +7,9 @@ from collections.abc import Mapping
 
 import pytest
 
-from kdns.cluster import objects
+from kdns.cluster import endpoints, objects
 from kdns.cluster.documents import read
-from kdns.cluster.objects import KINDS, ObjectError
+from kdns.cluster.objects import IMPORTS, KINDS, ObjectError
 from kdns.cluster.selectors import EVERYTHING, Selector, parse
 from kdns.cluster.world import Entry, World, build, entry
 from kdns.name import address_text, pack_address
@@ -65,6 +65,10 @@ def slice_(name: str, labels: str, address: str) -> str:
         f"---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\n{meta}\n"
         f"addressType: IPv4\nendpoints: [{{addresses: [{address}]}}]\nports: []\n"
     )
+
+
+def import_(name: str, spec: str) -> str:
+    return manifest("ServiceImport", name, f"spec: {spec}", version="multicluster.x-k8s.io/v1alpha1")
 
 
 WEB = manifest("Service", "web", "spec: {clusterIP: None, selector: {app: web}}")
@@ -179,6 +183,24 @@ def test_only_wanted_kinds() -> None:
     assert set(found.objects) == {"services", "namespaces"}
 
 
+def test_service_imports_and_their_slices() -> None:
+    labels = "multicluster.kubernetes.io/service-name: db, multicluster.kubernetes.io/source-cluster: east"
+    text = import_("db", "{type: Headless, ports: []}") + import_("web", "{type: ClusterSetIP, ips: [10.112.0.1]}")
+    text += slice_("db-east", f"{labels}, app: a", "10.9.0.1") + slice_(
+        "db-1", f"{endpoints.SERVICE_NAME}: db", "10.1.0.1"
+    )
+    found = world(text, dict.fromkeys((*KINDS, *IMPORTS), EVERYTHING))
+    assert names(found, "serviceimports") == ["default/db", "default/web"]
+    assert names(found, "importedslices") == ["default/db-east"]
+    assert names(found, "endpointslices") == ["default/db-1", "default/db-east"]
+    (one,) = found.objects["importedslices"].values()
+    assert isinstance(one, objects.ImportedSlice) and (one.service, one.cluster) == (b"db", b"east")
+    # With the selectors of `Settings`.
+    chosen = {"importedslices": parse("app=b,multicluster.kubernetes.io/service-name")}
+    assert names(world(text, chosen), "importedslices") == []
+    assert set(world(text).objects) == set(KINDS)
+
+
 def test_label_selectors() -> None:
     text = (
         "apiVersion: v1\nkind: Service\nmetadata: {name: a, labels: {tier: front}}\nspec: {selector: {app: web}}\n"
@@ -241,6 +263,9 @@ def test_services_that_make_no_sense(text: str, reason: str) -> None:
             manifest("StatefulSet", "a", version="apps/v1"),
             "StatefulSet default/a: Object missing required field `spec`",
         ),
+        (import_("a", "{type: Nope, ports: []}"), "ServiceImport default/a: Invalid enum value 'Nope'"),
+        (import_("a", "{ports: []}"), "ServiceImport default/a: Object missing required field `type`"),
+        (import_("a", "{type: ClusterSetIP, ips: [x]}"), "ServiceImport default/a: 'x' is not an IP address"),
         (manifest("Namespace", "a b"), "Namespace a b: 'a b' is not a domain-name label"),
     ],
 )

@@ -47,6 +47,7 @@ from kdns.message import (
     EDE_STALE_NXDOMAIN,
     FOREVER,
     IXFR,
+    NO_LEASE,
     NOERROR,
     NXDOMAIN,
     TC,
@@ -65,6 +66,7 @@ from kdns.plugins.cache.store import Item, Key, Store, key_of, with_ttl
 Kept: TypeAlias = tuple[Reply, Item | None]
 """A reply of the plugins behind, with the TTL that it gets here, and where it is kept."""
 
+_TRANSFERS: Final = (AXFR, IXFR)
 _CACHED_ERROR: Final = ((EDE_CACHED_ERROR, ""),)
 _WILDCARD: Final = "zone/wildcard"
 """Metadata of the ``file`` plugin that a repeated reply should have too."""
@@ -85,6 +87,8 @@ class Cache(Plugin):
         self._stale = int(options.stale)
         self._site = site
         self._store = store
+        self._answers, self._denials = store.success.items, store.denial.items
+        self._plain_ttl = verdict.plain_ttl(options)
         self._facts = site.facts
         self._now = site.now
         self._wall = time.time
@@ -125,7 +129,7 @@ class Cache(Plugin):
 
     async def resolve(self, query: Query, next: Next) -> Reply:
         """Answer from the store, or pass on and keep the reply."""
-        if query.type in (AXFR, IXFR):
+        if query.type in _TRANSFERS:
             return await next(query)
         if not self._everything and longest_zone(query.name, self._options.zones) is None:
             return await next(query)
@@ -133,17 +137,18 @@ class Cache(Plugin):
         counts.requests.value += 1
         key = key_of(query)
         # Nothing may be cheaper here than a name that is asked for the first time.
-        if key in self._store.success.items or key in self._store.denial.items:
+        if key in self._answers or key in self._denials:
             now = self._now()
             item = self._find(key, now, counts)
             if item is not None:
                 return await self._from_item(item, query, next, now, counts)
         counts.misses.value += 1
         epoch = self._facts.epoch
-        reply = await next(_with_ad(query))
-        ttl = verdict.plain_ttl(reply, self._options) if reply.lease.until == FOREVER else 0
-        if ttl:
-            return self._pass(query, reply, ttl, counts)
+        reply = await next(query if query.flags & AD else _with_ad(query))
+        if reply.lease.until == FOREVER:
+            ttl = self._plain_ttl(reply)
+            if ttl:
+                return self._pass(query, reply, ttl, counts)
         reply, _ = self._keep(query, reply, epoch, counts)
         return _visible(reply, query) if reply.flags & AD else reply
 
@@ -252,8 +257,12 @@ class Cache(Plugin):
         """Give a reply the TTL that it gets here, and keep it if it may be kept."""
         if reply.drop:
             return reply, None
-        kind = verdict.classify(query, reply, self._wall)
-        ttl = verdict.lifetime(reply, kind, self._options)
+        ttl = 0 if query.do else self._plain_ttl(reply)
+        if ttl:
+            kind = verdict.ANSWER if reply.answer else verdict.DENIAL
+        else:
+            kind = verdict.classify(query, reply, self._wall)
+            ttl = verdict.lifetime(reply, kind, self._options)
         reply = with_ttl(reply, ttl)
         lease = reply.lease
         wanted = self._wants(query, kind)
@@ -268,15 +277,25 @@ class Cache(Plugin):
         current = epoch == self._facts.epoch or not lease.facts
         if not (wanted and ttl and current and verdict.storable(query, reply, kind)):
             return reply, None
-        return self._put(query, reply, kind, ttl, counts)
+        # Not repeated as it is: the next asker gets it out of the cache, with other flags and metric labels.
+        if reply.lease is not NO_LEASE:
+            reply = replace(reply, lease=Lease(0.0, lease.facts))
+        return reply, self._put(query, reply, kind, ttl, counts)
 
     def _pass(self, query: Query, reply: Reply, ttl: int, counts: Counts) -> Reply:
         """What `_keep` does for plain answers and denials that are true until a fact changes, only sooner."""
-        kind, half = (verdict.ANSWER, counts.answers) if reply.answer else (verdict.DENIAL, counts.denials)
+        if reply.answer:
+            records, owed, disabled = reply.answer, counts.answers.owed, self._options.no_success
+        else:
+            records, owed, disabled = reply.authority, counts.denials.owed, self._options.no_denial
+        if disabled and longest_zone(query.name, disabled) is not None:
+            owed = (counts.missed,)
+        for record in records:
+            if record.ttl != ttl:
+                reply = with_ttl(reply, ttl)
+                break
         lease = reply.lease
-        duty = half.replayed if self._wants(query, kind) else counts.missed
-        lease = Lease(FOREVER, lease.facts, lease.rotate, lease.age, (*lease.duties, duty), lease.denial)
-        return replace(with_ttl(reply, ttl), lease=lease)
+        return replace(reply, lease=replace(lease, duties=lease.duties + owed if lease.duties else owed))
 
     def _wants(self, query: Query, kind: int) -> bool:
         """Whether replies of this kind may be kept for this name."""
@@ -284,9 +303,7 @@ class Cache(Plugin):
         disabled = options.no_success if kind in (verdict.ANSWER, verdict.REFERRAL) else options.no_denial
         return not disabled or longest_zone(query.name, disabled) is None
 
-    def _put(self, query: Query, reply: Reply, kind: int, ttl: int, counts: Counts) -> Kept:
-        # Not repeated as it is: the next asker gets it out of the cache, with other flags and metric labels.
-        reply = replace(reply, lease=Lease(0.0, reply.lease.facts))
+    def _put(self, query: Query, reply: Reply, kind: int, ttl: int, counts: Counts) -> Item:
         kept = replace(reply, ede=(), plugin=self.name, error="", options=(), report=None)
         item = Item(key_of(query), kept, ttl, self._now())
         if query.metadata is not None:
@@ -301,7 +318,7 @@ class Cache(Plugin):
         evicted = half.evicted
         half.put(item)
         cells.evictions.value += half.evicted - evicted
-        return reply, item
+        return item
 
     def _replace_denial(self, query: Query, item: Item) -> None:
         """The newest reply counts; with ``prefer_positive`` only one that answers, else the last that did is held."""
@@ -367,7 +384,7 @@ def _nothing() -> None:
 
 def _with_ad(query: Query) -> Query:
     """The query with AD, so that the reply tells whether it is authentic (RFC 6840 section 5.7)."""
-    return query if query.flags & AD else replace(query, flags=query.flags | AD)
+    return replace(query, flags=query.flags | AD)
 
 
 def _visible(reply: Reply, query: Query) -> Reply:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from kdns.message import Duty
 from kdns.metrics import Cell, Metrics
 from kdns.plugins.cache.store import Store
 
@@ -28,10 +29,12 @@ class Counts:
 class HalfCounts:
     """The cells of one half."""
 
-    __slots__ = ("entries", "evictions", "hits", "requests")
+    __slots__ = ("entries", "evictions", "hits", "owed", "requests")
 
     def __init__(self, requests: Cell, hits: Cell, evictions: Cell, entries: Cell) -> None:
         self.requests, self.hits, self.evictions, self.entries = requests, hits, evictions, entries
+        self.owed: tuple[Duty, ...] = (self.replayed,)
+        """The duty of a lease that owes this and nothing else."""
 
     def replayed(self, replays: int, query_octets: int, reply_octets: int) -> None:
         """A `message.Duty`: count replays of hits."""

@@ -51,8 +51,10 @@ class Item:
         self.retry = 0.0
         """Not to be refreshed before."""
         octets = _ITEM_OCTETS
-        for section in (reply.answer, reply.authority, reply.additional):
-            for record in section:
+        for record in reply.answer:
+            octets += _RECORD_OCTETS + len(record.owner) + len(record.rdata)
+        if reply.authority or reply.additional:
+            for record in reply.authority + reply.additional:
                 octets += _RECORD_OCTETS + len(record.owner) + len(record.rdata)
         self.octets = octets
         """Memory, more or less."""
@@ -112,7 +114,8 @@ class Half:
         self.items[item.key] = item
         self._order[item.key] = None
         self._octets += item.octets
-        self._standing.add(item, item.facts)
+        if item.facts:
+            self._standing.add(item, item.facts)
         self.shrink()
 
     def drop(self, key: Key) -> None:
@@ -131,7 +134,8 @@ class Half:
     def _forget(self, key: Key) -> None:
         item = self.items.pop(key)
         self._octets -= item.octets
-        self._standing.remove(item, item.facts)
+        if item.facts:
+            self._standing.remove(item, item.facts)
 
 
 class Store:
@@ -178,11 +182,11 @@ def with_ttl(reply: Reply, ttl: int) -> Reply:
                 return replace(
                     reply,
                     answer=_with_ttl(reply.answer, ttl),
-                    authority=_with_ttl(reply.authority, ttl),
-                    additional=_with_ttl(reply.additional, ttl),
+                    authority=_with_ttl(reply.authority, ttl) if reply.authority else (),
+                    additional=_with_ttl(reply.additional, ttl) if reply.additional else (),
                 )
     return reply
 
 
 def _with_ttl(records: tuple[Record, ...], ttl: int) -> tuple[Record, ...]:
-    return tuple([record.with_ttl(ttl) for record in records])
+    return tuple([Record(record.owner, record.type, ttl, record.rdata, record.klass) for record in records])

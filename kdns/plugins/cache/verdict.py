@@ -38,6 +38,9 @@ FAILURE: Final = 4
 OTHER: Final = 5
 """Never kept."""
 
+_DENIALS: Final = (NOERROR, NXDOMAIN)
+_UNPLAIN: Final = AD | TC
+
 SHORT: Final = 5
 """Seconds that a reply without a TTL of its own is kept."""
 _OWN_FAILURE: Final = 1
@@ -102,29 +105,43 @@ def lifetime(reply: Reply, kind: int, options: Options) -> int:
     return ttl if ttl < half.most else half.most
 
 
-def plain_ttl(reply: Reply, options: Options) -> int:
-    """`lifetime` of a plain answer, or of a denial with nothing but its SOA; 0: it is something else."""
-    if reply.flags & (AD | TC) or reply.additional:
-        return 0
-    if reply.answer:
+def plain_ttl(options: Options) -> Callable[[Reply], int]:
+    """What tells `lifetime` of a plain answer, or of a denial with nothing but its SOA; 0: it is something else."""
+    low, high = options.success.least, options.success.most
+    known: Record | None = None
+    known_ttl = 0
+
+    def find(reply: Reply) -> int:
+        nonlocal known, known_ttl
+        if reply.flags & _UNPLAIN or reply.additional:
+            return 0
+        if not reply.answer:
+            if len(reply.authority) != 1 or reply.rcode not in _DENIALS:
+                return 0
+            soa = reply.authority[0]
+            # The next denial brings the same record.
+            if soa is not known:
+                known, known_ttl = soa, denial_ttl(soa, options)
+            return known_ttl
         if reply.rcode != NOERROR or reply.authority:
             return 0
-        half = options.success
-        ttl = half.most
+        ttl = high
         for record in reply.answer:
             if record.type == RRSIG:
                 return 0
             if record.ttl < ttl:
                 ttl = record.ttl
-    else:
-        if len(reply.authority) != 1 or reply.rcode not in (NXDOMAIN, NOERROR) or reply.authority[0].type != SOA:
-            return 0
-        half = options.denial
-        soa = reply.authority[0]
-        ttl = min(soa.ttl, _minimum(soa))
-    if ttl < half.least:
-        ttl = half.least
-    return ttl if ttl < half.most else half.most
+        return ttl if ttl > low else min(low, high)
+
+    return find
+
+
+def denial_ttl(soa: Record, options: Options) -> int:
+    """`lifetime` of a denial with this record alone; 0: it is no SOA."""
+    if soa.type != SOA:
+        return 0
+    half = options.denial
+    return min(max(min(soa.ttl, _minimum(soa)), half.least), half.most)
 
 
 def _least_ttl(reply: Reply, ttl: int) -> int:

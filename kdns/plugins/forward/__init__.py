@@ -22,7 +22,8 @@ Metrics: ``coredns_proxy_request_duration_seconds``, ``coredns_proxy_healthcheck
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
+from typing import Any
 
 from kdns.corefile import CorefileError, Directive
 from kdns.message import NOERROR, Query, Reply
@@ -69,8 +70,14 @@ class Forward(Plugin):
         while self._taken:
             self._home.release(self._taken.pop())
 
-    async def resolve(self, query: Query, next: Next) -> Reply:
+    def resolve(self, query: Query, next: Next) -> Coroutine[Any, Any, Reply]:
         """Ask upstream if a line covers the name."""
+        if len(self._lines) == 1:
+            stub, group = self._lines[0]
+            return group.ask(query) if stub.covers(query.name) else next(query)
+        return self._try_lines(query, next)
+
+    async def _try_lines(self, query: Query, next: Next) -> Reply:
         name = query.name
         lines = self._lines
         for place, (stub, group) in enumerate(lines, 1):

@@ -12,6 +12,9 @@ Where the objects come from; without any of these it is the cluster that kdns ru
 - ``kubeconfig FILE [CONTEXT]``: an API server as in a kubeconfig of any kind; goes before ``endpoint``
 - ``manifests DIR`` (kdns only): YAML files, followed when they change; no cluster is needed
 - ``apiserver_qps N``, ``apiserver_burst N``, ``apiserver_max_inflight N``: bounds for requests to it; 0: none
+- ``snapshot FILE { max_age DURATION }`` (kdns only; 24h): what is known is written to FILE now and then; a start
+  answers from there, unless it is older, with the extended error "Stale Answer" and TTLs of 5 s at most, until the API
+  server is heard.  Names that are not in it are "Not Ready", and so is ``ready``: see `kdns.cluster.snapshot`
 - ``startup_timeout DURATION`` (5s): how long a reload waits for the cluster, if it needs another than before.  A start
   waits for nothing: what can be known is answered at once; in this time other names wait up to a second, then, and at
   once after it, they are SERVFAIL with the extended error "Not Ready"
@@ -21,6 +24,9 @@ Which objects, and which names:
 
 - ``namespaces NS…``, ``namespace_labels SELECTOR``: only these namespaces; ``labels SELECTOR``: only these Services,
   EndpointSlices and Pods
+- ``multicluster ZONES…``: ZONES, which are among those above, are about ServiceImports (see
+  `kdns.cluster.clusterset`)
+- ``zonal``: headless Services have names for their endpoints in a topology zone
 - ``noendpoints``: no EndpointSlices, hence no headless Services and no names of endpoints
 - ``endpoint_pod_names``: an endpoint without a hostname is named after its Pod
 - ``pods disabled|insecure|verified`` (disabled): names of Pods like ``10-1-2-3.NS.pod.ZONE``: none, whatever is asked,
@@ -30,33 +36,40 @@ Which objects, and which names:
 - ``fallthrough [ZONES…]``: names that do not exist (in ZONES) are left to the plugins below
 
 Labels for ``metadata``: ``kubernetes/`` ``port-name``, ``protocol``, ``endpoint``, ``service``, ``namespace``, ``kind``
-(``svc`` or ``pod``), ``parse-error``; with ``pods verified`` ``client-namespace``, ``client-pod-name``,
-``client-label/KEY``.
+(``svc`` or ``pod``), ``parse-error``; in a zone of ``multicluster`` ``cluster``; with ``zonal`` ``zone``; with ``pods
+verified`` ``client-namespace``, ``client-pod-name``, ``client-label/KEY``.
 
 Metrics: ``coredns_kubernetes_dns_programming_duration_seconds{service_kind}``: from the cause of a change of endpoints
-to the answers; those of `kdns.cluster.http`, `kdns.cluster.api`, `kdns.cluster.auditor` and `kdns.cluster.manifests`.
+to the answers; ``kdns_kubernetes_snapshot_in_use{resource}``: 1 while answers come from a snapshot; those of
+`kdns.cluster.http`, `kdns.cluster.api`, `kdns.cluster.auditor`, `kdns.cluster.snapshot` and `kdns.cluster.manifests`.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import astuple
 
 from kdns import interfaces, limits
 from kdns.cluster.cluster import Cluster
-from kdns.cluster.names import Asked, Chase, Names, parse
+from kdns.cluster.names import Asked, Chase, Names
 from kdns.cluster.objects import pod_labels
+from kdns.cluster.replies import stale
 from kdns.corefile import Directive, only
 from kdns.message import AA, FOREVER, NXDOMAIN, SERVFAIL, TC, Query, Reply
 from kdns.name import BadName, Name, above, longest_zone, pack_address
 from kdns.plugin import Next, Plugin, Site
 from kdns.plugins.kubernetes.options import Reading
 
+if TYPE_CHECKING:
+    from kdns.cluster.snapshot import Snapshot
+
 HOLD: Final = 1.0
 """Seconds that a query may wait for the first sync: clients ask again later than that."""
+RESTORE: Final = 0.1
+"""Seconds that a start waits for a snapshot to be read."""
 REMIND: Final = 0.5
 """Seconds between log lines while waiting (CoreDNS)."""
 
@@ -72,10 +85,13 @@ class Kubernetes(Plugin):
         self._site = site
         self._log = site.logger(self.name)
         self._cluster = cluster
+        self._index = cluster.index
+        self._snapshot = _snapshot(reading, cluster, site)
         self._names = Names(cluster.index, reading.options)
         self._fall = reading.fall
         self._timeout = reading.timeout
         self._verified = reading.settings.pods
+        self._zonal = reading.options.zonal
         self._waiting: asyncio.Task[None] | None = None
 
     @classmethod
@@ -96,18 +112,30 @@ class Kubernetes(Plugin):
     async def resolve(self, query: Query, next: Next) -> Reply:
         """Answer, chase an external name, or leave the query to the rest of the chain."""
         reply = self._names.answer(query)
-        if self._waiting is not None and isinstance(reply, Reply) and reply.rcode == SERVFAIL:
-            await asyncio.wait([self._waiting], timeout=HOLD)
-            reply = self._names.answer(query)
+        if isinstance(reply, Reply) and reply.rcode == SERVFAIL and self._waiting is not None:
+            reply = await self._wait(query)
         if reply is None:
             return await next(query)
         if isinstance(reply, Chase):
-            return await self._chase(query, reply)
-        if reply.rcode == NXDOMAIN and longest_zone(query.name, self._fall) is not None:
+            reply = await self._chase(query, reply)
+        elif reply.rcode == NXDOMAIN and query.name.endswith(self._fall) and longest_zone(query.name, self._fall):
             # What the others say stands on there being no such name here.
             other = await next(query)
             return other.leased(other.lease.shrink(FOREVER, reply.lease.facts))
-        return reply
+        remembered = self._index.remembered
+        return stale(reply, remembered) if remembered else reply
+
+    async def _wait(self, query: Query) -> Reply | Chase | None:
+        """Wait for the snapshot, then for the first sync, until the name is known; the last that can be said of it."""
+        until = self._site.now() + HOLD
+        for task in (self._cluster.restoring, self._waiting):
+            left = until - self._site.now()
+            if task is not None and left > 0:
+                await asyncio.wait([task], timeout=left)
+                reply = self._names.answer(query)
+                if not isinstance(reply, Reply) or reply.rcode != SERVFAIL:
+                    break
+        return self._names.answer(query)
 
     async def _chase(self, query: Query, chase: Chase) -> Reply:
         """The whole server's answer for the target; when that is no answer, the CNAME alone."""
@@ -128,18 +156,27 @@ class Kubernetes(Plugin):
         """Follow the cluster; waits for it, at most ``startup_timeout``, if an old configuration serves meanwhile."""
         self._names.local = _local_addresses(self._site.bind)
         self._cluster.start()
+        if self._snapshot is not None:
+            self._snapshot.keep(self._cluster)
         if self._cluster.synced.is_set():
             return
         self._waiting = asyncio.create_task(self._await_cluster())
         self._waiting.add_done_callback(self._waited)
+        if self._cluster.restoring is not None:
+            await asyncio.wait([self._cluster.restoring], timeout=RESTORE)
         if self._site.process.plugins:
             await asyncio.wait([self._waiting], timeout=limits.PLUGIN_START / 2)
 
     def _waited(self, task: asyncio.Task[None]) -> None:
         self._waiting = None
 
+    async def drain(self) -> None:
+        """The next start is to know what we know."""
+        if self._snapshot is not None:
+            await self._snapshot.write_last(self._cluster)
+
     async def stop(self) -> None:
-        """The Cluster itself is the Warehouse's."""
+        """The Cluster itself, and its snapshot, are the Warehouse's."""
         if self._waiting is not None:
             self._waiting.cancel()
 
@@ -150,6 +187,7 @@ class Kubernetes(Plugin):
             left = until - self._site.now()
             if left <= 0:
                 self._log.warning("starting server with unsynced Kubernetes API")
+                self._log.warning(f"not known yet: {self.unready()}")
                 return
             try:
                 async with asyncio.timeout(min(left, REMIND)):
@@ -167,14 +205,14 @@ class Kubernetes(Plugin):
     def metadata(self, query: Query) -> dict[str, Callable[[], str]]:
         """What the name means, and who asks."""
         labels = self._client(query) if self._verified else {}
-        zone = self._names.zone(query.name)
-        if zone is None:
+        read = self._names.read(query.name)
+        if read is None:
             return labels
-        asked = parse(query.name, zone)
+        asked, imports = read
         if asked is None:
             labels["kubernetes/parse-error"] = lambda: "invalid query name"
         else:
-            labels |= _meaning(asked)
+            labels |= _meaning(asked, imports, self._zonal)
         return labels
 
     def _client(self, query: Query) -> dict[str, Callable[[], str]]:
@@ -194,7 +232,26 @@ class Kubernetes(Plugin):
         return {f"kubernetes/{label}": _constant(value) for label, value in values.items()}
 
 
-def _meaning(asked: Asked) -> dict[str, Callable[[], str]]:
+def _snapshot(reading: Reading, cluster: Cluster, site: Site) -> Snapshot | None:
+    """The snapshot that the directive asks for; None: none."""
+    if not reading.snapshot:
+        return None
+    # It costs a megabyte: only who wants snapshots is to pay.
+    from kdns.cluster.snapshot import Snapshot
+
+    settings = reading.settings
+    key = (reading.snapshot, reading.max_age, *astuple(settings))
+    log = site.logger(Kubernetes.name)
+    snapshot = site.keep(
+        "snapshot",
+        key,
+        lambda: Snapshot(reading.snapshot, reading.max_age, settings.contents, settings.identity, site.metrics, log),
+    )
+    cluster.begin_with(snapshot)
+    return snapshot
+
+
+def _meaning(asked: Asked, imports: bool, zonal: bool) -> dict[str, Callable[[], str]]:
     values = {
         "port-name": asked.port,
         "protocol": asked.protocol,
@@ -203,6 +260,10 @@ def _meaning(asked: Asked) -> dict[str, Callable[[], str]]:
         "namespace": asked.namespace,
         "kind": asked.kind,
     }
+    if imports:
+        values["cluster"] = asked.cluster
+    if zonal:
+        values["zone"] = asked.zone
     return {
         f"kubernetes/{label}": _constant(value.decode("ascii", "backslashreplace")) for label, value in values.items()
     }

@@ -13,12 +13,14 @@ from kdns.cluster import names, selectors
 from kdns.cluster.cluster import AUDIT, Settings
 from kdns.cluster.names import Options
 from kdns.corefile import Directive
-from kdns.name import IN_ADDR_ARPA, IP6_ARPA, ROOT, Name, from_labels
+from kdns.name import IN_ADDR_ARPA, IP6_ARPA, ROOT, Name, from_labels, to_text
 from kdns.plugin import Site
 from kdns.values import BadValue, duration
 
 _INTEGER: Final = re.compile(r"[+-]?[0-9]{1,18}")
 _FLOAT: Final = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]{1,2})?")
+MAX_AGE: Final = 86_400.0
+"""Seconds for which a snapshot is believed, unless ``max_age`` says otherwise."""
 _TLS_FILES: Final = ("client-cert", "client-key", "certificate-authority")
 
 
@@ -37,13 +39,19 @@ class Reading:
         """Zones in which names that don't exist fall through to the next plugin."""
         self.timeout = 5.0
         """Seconds for which a start waits for the cluster."""
+        self.snapshot = ""
+        """The file of the snapshot; empty: there is none."""
+        self.max_age = MAX_AGE
+        """Seconds for which it is believed."""
         self.warnings: list[str] = []
         self._site = site
         last = use
-        for last in use.options():
+        for last in use.body or ():
             reader = _READERS.get(last.name)
             if reader is None:
                 raise last.unknown()
+            if last.body is not None and last.name != "snapshot":
+                raise last.error("Unexpected token '{', expecting argument")
             reader(self, last)
         self._check(last)
         verified = self.options.pods == "verified"
@@ -56,6 +64,16 @@ class Reading:
         settings = self.settings
         if settings.manifests and (settings.kubeconfig or settings.endpoint):
             raise last.error("manifests cannot be used together with endpoint or kubeconfig")
+        if settings.manifests and self.snapshot:
+            raise last.error("manifests need no snapshot: they are files themselves")
+        for zone in self.options.multicluster:
+            if zone not in self.options.zones:
+                known = " ".join(map(to_text, self.options.zones))
+                raise last.error(
+                    f"is not authoritative for the multicluster zone {to_text(zone)} (authoritative zones: [{known}])"
+                )
+        if self.options.zonal and not settings.endpoints:
+            raise last.error("zonal requires the endpoint cache; remove noendpoints")
 
     def _name(self, **changes: Any) -> None:
         self.options = replace(self.options, **changes)
@@ -113,6 +131,13 @@ class Reading:
         text = option.optional()
         self._from(audit=0.0 if text == "off" else option.duration(text, 1.0) if text else AUDIT)
 
+    def _snapshot(self, option: Directive) -> None:
+        self.snapshot = self._site.path(option.arg())
+        if not self.snapshot or self.snapshot.endswith("/"):
+            raise option.error(f"'{option.args[0]}' is not the name of a file")
+        for inner in option.options("max_age"):
+            self.max_age = inner.duration(inner.arg(), 1.0)
+
     # -- which objects
 
     def _namespaces(self, option: Directive) -> None:
@@ -160,8 +185,15 @@ class Reading:
                 raise option.error(f"unable to parse ignore value: '{option.args[0]}'")
             self._name(ignore_empty=True)
 
-    def _later(self, option: Directive) -> None:
-        raise option.error(f"{option.name} is not supported yet")
+    def _multicluster(self, option: Directive) -> None:
+        zones = option.zones(option.args, ())
+        self._name(multicluster=zones)
+        self._from(imports=bool(zones))
+
+    def _zonal(self, option: Directive) -> None:
+        option.exactly(0)
+        self._name(zonal=True)
+        self._from(zones=True)
 
 
 _READERS: Final[dict[str, Callable[[Reading, Directive], None]]] = {
@@ -176,15 +208,16 @@ _READERS: Final[dict[str, Callable[[Reading, Directive], None]]] = {
     "kubeconfig": Reading._kubeconfig,
     "labels": Reading._labels,
     "manifests": Reading._manifests,
-    "multicluster": Reading._later,
+    "multicluster": Reading._multicluster,
     "namespace_labels": Reading._namespace_labels,
     "namespaces": Reading._namespaces,
     "noendpoints": Reading._noendpoints,
     "pods": Reading._pods,
+    "snapshot": Reading._snapshot,
     "startup_timeout": Reading._timeout,
     "tls": Reading._tls,
     "ttl": Reading._ttl,
-    "zonal": Reading._later,
+    "zonal": Reading._zonal,
 }
 
 

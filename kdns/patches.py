@@ -1,7 +1,8 @@
-"""How the packed reply that denies one name is made to deny others: what of its octets depends on the name.
+"""What changes in a packed reply when it is repeated: ages, the order of addresses, and for which name it is.
 
-Only the question and the compression pointers do.  A reply can be made to fit every name below the apex of its denial
-when its pointers lead to where all those names are the same.
+In a reply that denies one name and is to deny others (`kdns.denial`) only the question and the compression pointers
+depend on the name.  It can be made to fit every name below the apex when its pointers lead to where all those names are
+the same.
 """
 
 from __future__ import annotations
@@ -10,16 +11,61 @@ import struct
 from typing import Final, NamedTuple
 
 from kdns.denial import Denial
-from kdns.message import OPT, SOA, TC
+from kdns.message import AAAA, OPT, SOA, TC, A
 from kdns.name import MAX_NAME, Name
 
+POINTER: Final = 0xC0
 _HEADER: Final = 12
-_POINTER: Final = 0xC0
 _LEAST_LIMIT: Final = 512
 """Octets that no reply is cut at, whoever asks (RFC 1035): it must fit under the longest name, too."""
 _COUNTS: Final = struct.Struct(">HHH")
 _RECORD: Final = struct.Struct(">HHIH")
 _SHORT: Final = struct.Struct(">H")
+
+
+class Plan:
+    """Where the changing parts of a reply are; offsets count from the end of the question."""
+
+    __slots__ = ("base", "run", "ttls")
+
+    def __init__(self, base: bytes, ttls: tuple[tuple[int, int], ...], run: tuple[int, ...]) -> None:
+        self.base = base
+        self.ttls = ttls
+        """(Offset, seconds when stored) of every TTL."""
+        self.run = run
+        """Start of each address of the answer and the end of the last; empty: nothing to rotate."""
+
+
+def make_plan(head: bytes, tail: bytes, rotate: bool) -> Plan | None:
+    """Find the TTLs and the addresses in a reply that ``wire`` packed.
+
+    None: the addresses should rotate and cannot, because they do not stand together under one name.
+    """
+    answers, authority, additional = _COUNTS.unpack_from(head, 4)
+    ttls: list[tuple[int, int]] = []
+    addresses: list[int] = []
+    end = at = 0
+    together = True
+    for number in range(answers + authority + additional):
+        start = at
+        while 0 < tail[at] < POINTER:
+            at += 1 + tail[at]
+        at += 2 if tail[at] else 1
+        type_, _, ttl, size = _RECORD.unpack_from(tail, at)
+        if type_ != OPT:
+            ttls.append((at + 4, ttl))
+        at += _RECORD.size + size
+        if rotate and number < answers and type_ in (A, AAAA):
+            # A pointer before the run stays true wherever the record moves; a name written out would be moved away
+            # under the pointers of the others.
+            together &= tail[start] >= POINTER and (
+                not addresses or (start == end and tail[start : start + 2] == tail[addresses[0] : addresses[0] + 2])
+            )
+            addresses.append(start)
+            end = at
+    if len(addresses) < 2:
+        return Plan(tail, tuple(ttls), ())
+    return Plan(tail, tuple(ttls), (*addresses, end)) if together else None
 
 
 class Scheme(NamedTuple):
@@ -87,7 +133,7 @@ def _pointers(records: int, tail: bytes) -> list[tuple[int, int]] | None:
 
 def _pass_name(tail: bytes, at: int, found: list[tuple[int, int]]) -> int:
     """Where the name at ``at`` ends; the pointer at its end joins ``found``."""
-    while 0 < tail[at] < _POINTER:
+    while 0 < tail[at] < POINTER:
         at += 1 + tail[at]
     if not tail[at]:
         return at + 1

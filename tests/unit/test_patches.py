@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from kdns.denial import Denial, Existing
-from kdns.generalize import Scheme, cut, labels_below, scheme
 from kdns.message import AA, NXDOMAIN, SOA, TC, TXT, A, Edns, Listener, Query, Record, Reply
 from kdns.name import from_text, spell
+from kdns.patches import Scheme, cut, labels_below, scheme
 from kdns.wire import pack_query, pack_reply, parse_query
 from tests.plugintest import record
 
