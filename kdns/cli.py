@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import ctypes
 import gc
 import logging
 import os
@@ -26,6 +27,10 @@ _DEFAULT_FILE: Final = "Corefile"
 _DEFAULT_TEXT: Final = ". {\n    whoami\n    log\n}\n"
 
 _GC_THRESHOLD: Final = (20_000, 20, 50)
+
+_M_TRIM_THRESHOLD: Final = -1
+_SPARE: Final = 128 * 2**10
+"""Octets that the C library may keep free at the end of its heap (its own default, as long as it does not adapt it)."""
 
 STOP_ERROR: Final = 3
 """Exit code: the sockets could not be stopped in order."""
@@ -137,12 +142,25 @@ def _parse(text: str, name: str) -> Corefile:
     return corefile.parse(text, name, env=os.environ, read=corefile.read_file, glob=corefile.glob_files)
 
 
+def _return_memory() -> None:
+    """Keep the C library from hoarding twice the largest block that it has seen: pages of lists are large.
+
+    Without it 150,000 Pods cost 20 MiB more as soon as they have been listed a second time.  Other C libraries than
+    glibc have no such habit, and no such function.
+    """
+    try:
+        ctypes.CDLL(None).mallopt(_M_TRIM_THRESHOLD, _SPARE)
+    except (AttributeError, OSError):
+        return
+
+
 async def _serve(options: argparse.Namespace) -> int:
     stopped: asyncio.Future[tuple[int, bool]] = asyncio.get_running_loop().create_future()
     server = Server(_loader(options.conf), options.port)
     _handle_signals(server, stopped, options.pidfile)
     logging.basicConfig(handlers=[log.FromPython()], level=logging.WARNING)
     _raise_file_limit()
+    _return_memory()
     await server.start()
     if not options.quiet:
         for line in server.banner():

@@ -153,19 +153,19 @@ API_RETRY_AFTER: Final = 300
 API_CREDENTIALS: Final = 2**20
 """One token, certificate or key file, and what the child process says about a kubeconfig."""
 
-# --- snapshots (what is turned away: kdns_kubernetes_snapshot_refusals_total{reason}) ---------------------------------
-SNAPSHOT_FILE: Final = 128 * 2**20
-"""One snapshot, to read or to write; 150,000 Pods with all their labels come to a third of it."""
-SNAPSHOT_TIME: Final = 5.0
-"""Reading it for its checksum; a disk that takes longer is not waited for."""
-
 # --- audits (a round that reaches one of these ends early: kdns_kubernetes_audits_total{result="overtaken"}) ----------
 AUDIT_DOUBTS: Final = 4096
 """Differences noted in one round; it may be that their events are under way."""
 AUDIT_DELETED: Final = 50_000
 """Deletions remembered during one round (9 octets each; they are forgotten in 15 ms)."""
 AUDIT_TIME: Final = 900.0
-"""All pages of one kind; 1,000,000 objects at two pages of 500 a second take longer, 150,000 three minutes."""
+"""All pages of one kind; 150,000 Pods at two pages a second take four to six minutes."""
+
+# --- snapshots (what is turned away: kdns_kubernetes_snapshot_refusals_total{reason}) ---------------------------------
+SNAPSHOT_FILE: Final = 128 * 2**20
+"""One snapshot, to read or to write; 150,000 Pods with all their labels come to a third of it."""
+SNAPSHOT_TIME: Final = 5.0
+"""Reading it for its checksum; a disk that takes longer is not waited for."""
 
 # --- manifests (an edit that goes beyond is refused: kdns_manifests_refused_total) -----------------------------------
 MANIFEST_FILES: Final = 10_000

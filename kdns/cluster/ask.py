@@ -46,7 +46,6 @@ class Asker:
     """Makes the requests for one kind; ``wait`` as in `Request`."""
 
     def __init__(self, kind: str, selection: Selection) -> None:
-        self._kind = kind
         self._path = PATHS[kind]
         chosen = {"labelSelector": selection.labels, "fieldSelector": selection.fields}
         self._chosen = {name: text for name, text in chosen.items() if text}
@@ -65,7 +64,8 @@ class Asker:
         fields = ",".join(filter(None, (f"metadata.name={name}", self._chosen.get("fieldSelector"))))
         path = self._path
         if namespace:
-            path = f"{path.removesuffix(self._kind)}namespaces/{quote(namespace, safe='')}/{self._kind}"
+            above, _, plural = path.rpartition("/")
+            path = f"{above}/namespaces/{quote(namespace, safe='')}/{plural}"
         return Request("list", f"{path}?{urlencode(self._chosen | {'fieldSelector': fields})}", 0.0)
 
     def stream(self, lifetime: int, wait: float) -> Request:

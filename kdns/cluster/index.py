@@ -536,8 +536,7 @@ class Index:
         """
         facts = self._apply(event)
         if facts:
-            # Never backwards, also when the clock is put back (RFC 1982).
-            imported = event.kind in IMPORTS
+            imported = event.kind in IMPORTS  # no serial goes back with the clock (RFC 1982)
             if not imported:
                 self.serial = max(self.serial, int(now))
             if imported or event.kind == "namespaces":

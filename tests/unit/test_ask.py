@@ -36,6 +36,11 @@ def test_one_object():
         "/api/v1/namespaces/dev/services?fieldSelector=metadata.name%3Dweb"
     )
     assert Asker("namespaces", ALL).one("", "dev").target == "/api/v1/namespaces?fieldSelector=metadata.name%3Ddev"
+    assert (
+        Asker("importedslices", ALL)
+        .one("dev", "web")
+        .target.startswith("/apis/discovery.k8s.io/v1/namespaces/dev/endpointslices?")
+    )
     asker = Asker("endpointslices", Selection("a=b", "status.phase!=Failed"))
     assert asker.one("a/b", "x").target == (
         "/apis/discovery.k8s.io/v1/namespaces/a%2Fb/endpointslices?labelSelector=a%3Db"

@@ -556,6 +556,25 @@ async def test_the_index_tells_the_names_of_what_is_gone(api, clusters):
     assert sum(request.query.get("fieldSelector", "").count("of-nobody") for request in api.requests) == 0
 
 
+async def test_services_of_other_clusters_are_compared_too(api, clusters):
+    cluster = clusters(api, imports=True)
+    item = {"metadata": {"name": "far"}, "spec": {"type": "ClusterSetIP", "ips": ["10.100.0.1"], "ports": []}}
+    labels = {"multicluster.kubernetes.io/service-name": "far", "multicluster.kubernetes.io/source-cluster": "east"}
+    async with asyncio.timeout(10):
+        await cluster.synced.wait()
+        while not (api.watching("serviceimports") and api.watching("endpointslices") == 2):
+            await asyncio.sleep(0.01)
+        api.filter = lose_all
+        api.put("serviceimports", item)
+        api.put("endpointslices", endpointslice("", ["10.1.0.9"], name="far-1", labels=labels))
+        for kind, name in (("serviceimports", b"far"), ("importedslices", b"far-1")):
+            while (b"default", name) not in set(cluster.index.names(kind)):
+                await asyncio.sleep(0.01)
+        api.delete("endpointslices", "far-1")
+        while set(cluster.index.names("importedslices")):
+            await asyncio.sleep(0.01)
+
+
 def test_the_bounds_of_a_large_cluster_fit_into_its_time():
     """150,000 Pods with 2 KiB of metadata each, half an hour before a token could expire twice."""
     pages = 150_000 / (watches.PAGE_SIZE / 2048)

@@ -1,5 +1,6 @@
 """The command: flags, exit codes, first lines, signals."""
 
+import platform
 import signal
 import socket
 import subprocess
@@ -217,3 +218,31 @@ def test_the_reader_of_the_log_stalls(conf: Path) -> None:
         for _ in range(1500):
             assert alive(port_of(conf))
         assert kdns.stop() == 0
+
+
+HOARD = """
+import sys
+from kdns import cli
+def resident():
+    with open("/proc/self/statm") as statm:
+        return int(statm.read().split()[1]) * 4096 / 2**20
+if sys.argv[1] == "give":
+    cli._return_memory()
+bytes(bytearray(30 * 2**20))  # a large block teaches the C library to take such from its heap
+blocks = [b""] * 320
+before = resident()
+for number in range(320):
+    blocks[number] = bytes(bytearray(b"x" * 2**16))
+for number in range(320):
+    blocks[number] = b""
+print(resident() - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc hoards")
+def test_memory_that_is_free_is_given_back() -> None:
+    grown = {
+        mode: float(subprocess.run([sys.executable, "-c", HOARD, mode], capture_output=True, check=True).stdout)
+        for mode in ("keep", "give")
+    }
+    assert grown["give"] < 5 < 15 < grown["keep"], grown

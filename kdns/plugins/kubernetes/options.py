@@ -127,16 +127,16 @@ class Reading:
         except BadValue as error:
             raise option.error(f"failed to parse startup_timeout: {text}, {error}") from None
 
+    def _audit(self, option: Directive) -> None:
+        text = option.optional()
+        self._from(audit=0.0 if text == "off" else option.duration(text, 1.0) if text else AUDIT)
+
     def _snapshot(self, option: Directive) -> None:
         self.snapshot = self._site.path(option.arg())
         if not self.snapshot or self.snapshot.endswith("/"):
             raise option.error(f"'{option.args[0]}' is not the name of a file")
         for inner in option.options("max_age"):
             self.max_age = inner.duration(inner.arg(), 1.0)
-
-    def _audit(self, option: Directive) -> None:
-        text = option.optional()
-        self._from(audit=0.0 if text == "off" else option.duration(text, 1.0) if text else AUDIT)
 
     # -- which objects
 
