@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 TESTS ?= tests
 SOURCES := pyproject.toml setup.py $(wildcard kdns/*.pyx kdns/*.pxd kdns/native/*)
 SANITIZED := tests/unit/test_packetcache.py tests/unit/test_udp.py tests/unit/test_multisocket.py \
-    tests/unit/test_listen_loop.py
+    tests/unit/test_listen_loop.py tests/unit/test_denial.py tests/unit/test_upstream_native.py tests/fuzz/test_wire_twins.py
 
 .PHONY: run test check tests test-kube test-coredns chaos bench fuzz fuzz-native sanitized wheels clean
 
