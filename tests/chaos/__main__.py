@@ -21,7 +21,6 @@ from typing import Any
 from tests.chaos.catalogue import SCENARIOS
 from tests.chaos.verdict import NotHere, NotYet, Run, Scenario, Verdict
 
-
 BOUND = 600.0
 """Seconds that a scenario of scale 1 may take: twice as long as any takes on a machine that others use, too."""
 
