@@ -137,7 +137,11 @@ class Kdns:
         assert self.process.stdout is not None
         os.set_blocking(self.process.stdout.fileno(), False)
         self.output = ""
-        self._wait_for("kdns-", wait)
+        try:
+            self._wait_for("kdns-", wait)
+        except BaseException:
+            self.__exit__()
+            raise
 
     def _wait_for(self, text: str, seconds: float) -> None:
         deadline = time.monotonic() + seconds

@@ -1,9 +1,9 @@
 """The steady load: a process of its own that asks over UDP at a given rate and checks every answer.
 
-``python -m tests.chaos.load`` reads commands on standard input, one JSON object a line, and writes one `Window` a line
-when a window has ended and all its questions have been answered or given up.  `Load` is the other end.  Open loop: it
-asks when it is time, whether earlier questions are answered or not.  Its clients are sockets with addresses of their
-own (127.1.0.1 and up; over IPv6 they share one), so that a server or a NAT can tell them apart.
+``python -m tests.chaos.load`` reads commands on standard input, one JSON object a line, says when it begins, and writes
+one `Window` a line when a window has ended and all its questions have been answered or given up.  `stage.Load` is the
+other end.  Open loop: it asks when it is time, whether earlier questions are answered or not.  Its clients are sockets
+with addresses of their own (127.1.0.1 and up; over IPv6 they share one), so that a server or a NAT can tell them apart.
 
 A question counts as ``lost`` when it has no answer after a second (``patience``), and as ``wrong`` when it has one
 that is not right.
@@ -256,6 +256,7 @@ def main() -> None:
     first, _, rest = data.partition(b"\n")
     generator = Generator(json.loads(first))
     generator.commands(rest)
+    print("asking", flush=True)
     generator.run()
 
 

@@ -62,6 +62,9 @@ class Load:
             [sys.executable, "-m", "tests.chaos.load"], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         self.tell(setup)
+        assert self._process.stdout is not None
+        if self._process.stdout.readline() != b"asking\n":  # a busy machine takes its time to start a process
+            raise RuntimeError("the load does not start")
 
     def tell(self, order: dict[str, Any]) -> None:
         """Send a command, see `tests.chaos.load.Generator.obey`."""
