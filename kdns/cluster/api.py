@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from kdns import limits
@@ -58,15 +58,21 @@ class ApiSource:
         connection: Connection,
         kinds: Mapping[str, Selection],
         apply: Callable[[Event], object],
+        finish: Callable[[InitDone], Iterable[object]] | None = None,
         *,
         now: Callable[[], float] = time.monotonic,
         metrics: Metrics,
         log: Logger,
     ) -> None:
-        """``kinds``: which kinds to follow, and which of their objects.  ``apply`` takes each event, in order."""
+        """``kinds``: which kinds to follow, and which of their objects.  ``apply`` takes each event, in order.
+
+        ``finish`` takes InitDone instead, which may mean much work: it is done step by step, as far as the result is
+        iterated over.
+        """
         self._connection = connection
         self._followers = [
-            _Follower(connection, Watch(kind, selection), apply, now, metrics, log) for kind, selection in kinds.items()
+            _Follower(connection, Watch(kind, selection), apply, finish, now, metrics, log)
+            for kind, selection in kinds.items()
         ]
         self._tasks: list[asyncio.Task[None]] = []
         self._forget_metrics = metrics.before_scrape(self._show_ages)
@@ -112,6 +118,7 @@ class _Follower:
         connection: Connection,
         watch: Watch,
         apply: Callable[[Event], object],
+        finish: Callable[[InitDone], Iterable[object]] | None,
         now: Callable[[], float],
         metrics: Metrics,
         log: Logger,
@@ -121,6 +128,7 @@ class _Follower:
         self._kind = watch.kind
         self._connection = connection
         self._apply = apply
+        self._finish = finish
         self._now = now
         self._log = log
         self._turn = 0.0  # when others get their turn
@@ -241,17 +249,25 @@ class _Follower:
     async def _feed(self, what: Input) -> None:
         """Hand the input to the watch and its events to the index."""
         for event in self.watch.feed(what, self._now()):
-            self._apply(event)
+            if isinstance(event, InitDone) and self._finish is not None:
+                for _ in self._finish(event):
+                    await self._give_way()
+            else:
+                self._apply(event)
             if isinstance(event, Init):
                 self._relists.value += self._begun
                 self._begun = True
             elif isinstance(event, InitDone):
                 self.synced = True
-            if self._now() >= self._turn:
-                await asyncio.sleep(0)
-                self._turn = self._now() + SLICE
+            await self._give_way()
         if self.watch.trouble != self._told:
             self._report(self.watch.trouble)
+
+    async def _give_way(self) -> None:
+        """Let others have their turn, if ours has been long enough."""
+        if self._now() >= self._turn:
+            await asyncio.sleep(0)
+            self._turn = self._now() + SLICE
 
     def _reject(self, reason: str) -> None:
         self._rejected.cell(self._kind, reason).value += 1

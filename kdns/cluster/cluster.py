@@ -14,7 +14,7 @@ from msgspec import Struct
 from kdns import limits
 from kdns.cluster.ask import Selection
 from kdns.cluster.index import Index, entry_key
-from kdns.cluster.objects import Apply, EndpointSlice, Event, Object
+from kdns.cluster.objects import Apply, EndpointSlice, Event, InitDone, Object
 from kdns.log import Logger
 from kdns.message import Fact
 from kdns.metrics import Metrics
@@ -158,7 +158,7 @@ class Cluster:
         )
         self._started = False
         make = _manifests if settings.manifests else _api
-        self._source = make(settings, self.apply, metrics, log)
+        self._source = make(settings, self, metrics, log)
 
     def begin_with(self, snapshot: Snapshot) -> None:
         """Let `start` restore this snapshot, or the first good one of several; after the start it does nothing."""
@@ -219,7 +219,23 @@ class Cluster:
         """Put an event in place and drop the facts that it touched."""
         now = self._wall()
         remembered = self.index.remembered
-        facts = self.index.apply(event, now)
+        self._touched(self.index.apply(event, now), remembered)
+        if isinstance(event, Apply) and isinstance(event.object, EndpointSlice) and event.object.changed:
+            self._observe(event.object, now)
+
+    def finish(self, event: InitDone) -> Iterator[None]:
+        """As `apply`, in steps of a few milliseconds, so that others may have their turn in between."""
+        steps = self.index.finish(event.kind, self._wall())
+        while True:
+            remembered = self.index.remembered
+            facts = next(steps, None)
+            if facts is None:
+                return
+            self._touched(facts, remembered)
+            yield
+
+    def _touched(self, facts: set[Fact], remembered: tuple[str, ...]) -> None:
+        """Tell everybody; ``remembered``: what was remembered before."""
         if facts:
             self.changes += 1
             self._drop(facts)
@@ -227,8 +243,6 @@ class Cluster:
             self._end_memory()
         if not self.index.waiting and not self.synced.is_set():
             self.synced.set()
-        if isinstance(event, Apply) and isinstance(event.object, EndpointSlice) and event.object.changed:
-            self._observe(event.object, now)
 
     def _end_memory(self) -> None:
         """A kind that was remembered is known."""
@@ -255,15 +269,15 @@ class Cluster:
 # The sources are imported when they are needed: one knows YAML, the other HTTP and TLS, and neither is small.
 
 
-def _manifests(settings: Settings, apply: Callable[[Event], object], metrics: Metrics, log: Logger) -> Source:
+def _manifests(settings: Settings, cluster: Cluster, metrics: Metrics, log: Logger) -> Source:
     from kdns.cluster.manifests import ManifestSource
 
-    source = ManifestSource(settings.manifests, settings.kinds, apply, metrics, log)
+    source = ManifestSource(settings.manifests, settings.kinds, cluster.apply, metrics, log)
     source.load()
     return source
 
 
-def _api(settings: Settings, apply: Callable[[Event], object], metrics: Metrics, log: Logger) -> Source:
+def _api(settings: Settings, cluster: Cluster, metrics: Metrics, log: Logger) -> Source:
     from kdns.cluster import credentials
     from kdns.cluster.api import ApiSource
     from kdns.cluster.http import Connection
@@ -276,4 +290,4 @@ def _api(settings: Settings, apply: Callable[[Event], object], metrics: Metrics,
     else:
         access = credentials.in_cluster()
     connection = Connection(access, metrics, qps=settings.qps, burst=settings.burst, max_inflight=settings.max_inflight)
-    return ApiSource(connection, settings.kinds, apply, metrics=metrics, log=log)
+    return ApiSource(connection, settings.kinds, cluster.apply, cluster.finish, metrics=metrics, log=log)
