@@ -221,19 +221,22 @@ def killed(group: Path) -> int:
 
 @contextlib.contextmanager
 def undisturbed(pid: int) -> Iterator[None]:
-    """Let all threads of a process come before the machine's other work, where we may; afterwards as before."""
+    """Let the leader of a session come before the machine's other work, where we may; afterwards as before.
 
-    def schedule(policy: int, priority: int) -> None:
-        for task in os.listdir(f"/proc/{pid}/task"):
-            with contextlib.suppress(OSError):
-                os.sched_setscheduler(int(task), policy, os.sched_param(priority))
+    By niceness, of its threads and of what the kernel groups by sessions (autogroups), not by a real-time class, in which the threads of one process would wait for each other for 100 ms.
+    """
 
-    schedule(os.SCHED_RR, 1)
+    def nice(value: int) -> None:
+        with contextlib.suppress(OSError):
+            for task in os.listdir(f"/proc/{pid}/task"):
+                os.setpriority(os.PRIO_PROCESS, int(task), value)
+            Path(f"/proc/{pid}/autogroup").write_text(str(value))
+
+    nice(-20)
     try:
         yield
     finally:
-        with contextlib.suppress(OSError):
-            schedule(os.SCHED_OTHER, 0)
+        nice(0)
 
 
 class Waiting:
@@ -243,7 +246,7 @@ class Waiting:
 
     def __init__(self, pid: int) -> None:
         self.worst = 0.0
-        self._file = Path(f"/proc/{pid}/schedstat")
+        self._tasks = Path(f"/proc/{pid}/task")
         self._end = threading.Event()
         self._thread = threading.Thread(target=self._look)
 
@@ -262,9 +265,12 @@ class Waiting:
             self.worst, before = max(self.worst, now - before), now
 
     def _read(self) -> float:
+        """All its threads together."""
+        total = 0.0
         with contextlib.suppress(OSError):
-            return int(self._file.read_text().split()[1]) / 1e6
-        return 0.0
+            for task in self._tasks.iterdir():
+                total += int((task / "schedstat").read_text().split()[1]) / 1e6
+        return total
 
 
 # --- what is done to it -----------------------------------------------------------------------------------------------
