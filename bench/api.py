@@ -1,11 +1,13 @@
 """A Kubernetes API server with the world's objects, for the servers that follow one.
 
-``python -m bench.api PORT SERVICES SLICES``.  Says ``ready``, then does what the lines on standard input want, each
+``python -m bench.api PORT SERVICES SLICES [ENDPOINTS [pods]]``: so many endpoints in a slice, and a Pod for each if
+``pods`` says so.  Says ``ready``, then does what the lines on standard input want, each
 answered by one line of JSON; ends with its input.
 
 - ``changes RATE``: from now on change objects so many times a second (`Changes`); 0 ends it and takes them away.
 - ``relist MARKERS``: cut all watches, and answer 410 to whoever wants to go on where they were.  So many Services
   (`world.marker`) are new in the next lists, and no watch has told of them.
+- ``touch NUMBER``: change the endpoint of `world.touched`; ``{"at": seconds of the monotonic clock}``.
 - ``state``: ``{"applied": changes so far, "relists": so many}``.
 """
 
@@ -15,10 +17,22 @@ import asyncio
 import json
 import random
 import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
-from bench.world import LAST_NAMESPACE, NAMESPACES, Service, changing, marker, services, slices
+from bench.world import (
+    ENDPOINTS,
+    LAST_NAMESPACE,
+    NAMESPACES,
+    Service,
+    changing,
+    marker,
+    marker_pod,
+    services,
+    slices,
+    touched,
+)
 from tests import fakeapi
 
 WINDOW = 20_000
@@ -96,22 +110,36 @@ def put_service(api: fakeapi.FakeApi, service: Service, port: int = 80) -> None:
     api.put("services", fakeapi.service(service.name, service.namespace, cluster_ip=ip, ports=[("http", port)]))
 
 
-def fill(api: fakeapi.FakeApi, service_count: int, slice_count: int) -> None:
+def fill(
+    api: fakeapi.FakeApi, service_count: int, slice_count: int, endpoints: int = ENDPOINTS, pods: bool = False
+) -> None:
     """Put the world's objects."""
     for space in NAMESPACES:
         api.put("namespaces", fakeapi.namespace(space))
     for service in services(service_count):
         put_service(api, service)
-    for name, service, addresses in slices(service_count, slice_count):
-        api.put("endpointslices", fakeapi.endpointslice(service.name, addresses, service.namespace, name=name))
+    for name, service, addresses in slices(service_count, slice_count, endpoints):
+        item = fakeapi.endpointslice(service.name, addresses, service.namespace, name=name)
+        for number, endpoint in enumerate(item["endpoints"]):
+            endpoint |= {"nodeName": f"node-{number}", "targetRef": _target(service, f"{name}-{number}")}
+        api.put("endpointslices", item)
+        for number, address in enumerate(addresses if pods else ()):
+            labels = {"app": service.name, "pod-template-hash": "5d8f7c9b6"}
+            api.put("pods", fakeapi.pod(f"{name}-{number}", address, service.namespace, labels=labels))
+
+
+def _target(service: Service, pod: str) -> fakeapi.Object:
+    return {"kind": "Pod", "namespace": service.namespace, "name": pod, "uid": "00000000-0000-4000-8000-000000000000"}
 
 
 class Director:
     """Does what the lines want."""
 
-    def __init__(self, api: fakeapi.FakeApi) -> None:
+    def __init__(self, api: fakeapi.FakeApi, pods: bool = False) -> None:
+        """``pods``: there are Pods, and a list of them has its marker, too."""
         self.changes = Changes(api)
         self._api = api
+        self._pods = pods
         self._task: asyncio.Task[None] | None = None
         self._relists = 0
         self._markers: list[Service] = []
@@ -123,6 +151,13 @@ class Director:
                 await self._change(float(rate))
             case ["relist", count]:
                 self._relist(int(count))
+            case ["touch", number]:
+                service = touched(int(number))
+                if not self._api.get("services", service.name, service.namespace):
+                    put_service(self._api, service)
+                at = time.monotonic()
+                self._api.put("endpointslices", _slice_of(service))
+                return {"at": at}
             case ["state"]:
                 return {"applied": self.changes.applied, "relists": self._relists}
             case _:
@@ -150,17 +185,24 @@ class Director:
         self._api.put("namespaces", fakeapi.namespace(LAST_NAMESPACE))
         for service in self._markers:
             put_service(self._api, service)
-            self._api.put("endpointslices", fakeapi.endpointslice(service.name, service.addresses, service.namespace))
+            self._api.put("endpointslices", _slice_of(service))
+        if self._pods:
+            _, address = marker_pod(self._relists)
+            self._api.put("pods", fakeapi.pod("relist", address, LAST_NAMESPACE))
         self._api.forget_history()
         self._api.thaw()
         self._api.end_watches()
 
 
-async def serve(port: int, service_count: int, slice_count: int) -> None:
+def _slice_of(service: Service) -> fakeapi.Object:
+    return fakeapi.endpointslice(service.name, service.addresses, service.namespace)
+
+
+async def serve(port: int, service_count: int, slice_count: int, endpoints: int = ENDPOINTS, pods: str = "") -> None:
     """Serve until our input ends."""
     api = await fakeapi.FakeApi(window=WINDOW).start(port)
-    fill(api, service_count, slice_count)
-    director = Director(api)
+    fill(api, service_count, slice_count, endpoints, bool(pods))
+    director = Director(api, bool(pods))
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     print("ready", flush=True)
@@ -169,4 +211,4 @@ async def serve(port: int, service_count: int, slice_count: int) -> None:
 
 
 if __name__ == "__main__":
-    asyncio.run(serve(*map(int, sys.argv[1:])))
+    asyncio.run(serve(*map(int, sys.argv[1:5]), *sys.argv[5:]))

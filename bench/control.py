@@ -51,9 +51,9 @@ class Api:
 
 
 @contextlib.contextmanager
-def api(on: set[int], log: Path, services: int, slices: int) -> Iterator[Api]:
-    """A Kubernetes API with so many objects, on these cores."""
+def api(on: set[int], log: Path, services: int, slices: int, *more: str) -> Iterator[Api]:
+    """A Kubernetes API with so many objects, on these cores; ``more``: the other arguments of `bench.api`."""
     port = free_ports(1)
-    command = [sys.executable, "-m", "bench.api", str(port), str(services), str(slices)]
+    command = [sys.executable, "-m", "bench.api", str(port), str(services), str(slices), *more]
     with running(command, on, log, piped=True) as process:
         yield Api(process, port, log)

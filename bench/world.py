@@ -58,9 +58,21 @@ def services(count: int = SERVICES) -> list[Service]:
     return out
 
 
-def slices(service_count: int, slice_count: int) -> Iterator[tuple[str, Service, tuple[str, ...]]]:
+def slices(
+    service_count: int, slice_count: int, endpoints: int = ENDPOINTS
+) -> Iterator[tuple[str, Service, tuple[str, ...]]]:
     """(name, Service, addresses) of EndpointSlices: one for each headless Service, and more for the others' endpoints
-    until there are `slice_count`."""
+    until there are `slice_count`.  With another number of endpoints every slice has so many, of its own."""
+    for number, (name, service, addresses) in enumerate(_slices(service_count, slice_count)):
+        own = range(number * endpoints, (number + 1) * endpoints)
+        yield name, service, addresses if endpoints == ENDPOINTS else tuple(map(_endpoint_address, own))
+
+
+def _endpoint_address(number: int) -> str:
+    return f"10.{128 + number // 62500}.{number // 250 % 250}.{number % 250 + 1}"
+
+
+def _slices(service_count: int, slice_count: int) -> Iterator[tuple[str, Service, tuple[str, ...]]]:
     told = 0
     for service in services(service_count):
         if service.headless:
@@ -85,6 +97,17 @@ def marker(relist: int, number: int) -> Service:
     """A headless Service that only a new list tells of, at the end of every list: for the n-th relist, as many as are
     wanted, so that each name is asked once and no cached denial is in the way."""
     return Service(LAST_NAMESPACE, f"relist-{relist}-{number}", ("10.201.0.1",), True)
+
+
+def marker_pod(relist: int) -> tuple[str, str]:
+    """(name, address) of the Pod that only a new list tells of; with ``pods verified`` the name is there when it is."""
+    address = f"10.203.{relist // 250 % 250}.{relist % 250 + 1}"
+    return f"{address.replace('.', '-')}.{LAST_NAMESPACE}.pod.{ZONE}", address
+
+
+def touched(number: int) -> Service:
+    """The headless Service whose one endpoint tells how often it has been touched."""
+    return Service(NAMESPACES[0], "touched", (f"10.204.{number // 250 % 250}.{number % 250 + 1}",), True)
 
 
 def pods(count: int) -> Iterator[tuple[str, str]]:

@@ -67,11 +67,13 @@ class World:
         self, api: FakeApi, kinds: dict[str, Selection] | None = None, audit: float = 0.0, **bounds: Any
     ) -> None:
         self.api, self.store, self.metrics = api, Store(), Metrics()
+        finish = bounds.pop("finish", None)
         self.connection = Connection(bounds.pop("credentials", None) or endpoint(api.url), self.metrics, **bounds)
         self.source = ApiSource(
             self.connection,
             kinds if kinds is not None else {"services": Selection()},
             self.store.apply,
+            finish and (lambda event: finish(self.store, event)),
             audit=audit,
             names=self.store.keys,
             metrics=self.metrics,

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Final
 
 from kdns import limits
@@ -73,6 +73,7 @@ class ApiSource:
         connection: Connection,
         kinds: Mapping[str, Selection],
         apply: Callable[[Event], object],
+        finish: Callable[[InitDone], Iterable[object]] | None = None,
         *,
         audit: float = 0.0,
         names: Callable[[str], Iterator[tuple[bytes, bytes]]] = lambda kind: iter(()),
@@ -84,13 +85,15 @@ class ApiSource:
 
         ``audit``: seconds between comparisons of what is known with the API, see `kdns.cluster.auditor`; 0: none.
         ``names``: namespace and name of what is known of a kind.
+        ``finish`` takes InitDone instead, which may mean much work: it is done step by step, as far as the result is
+        iterated over.
         """
         self._connection = connection
         self._followers = []
         subjects = []
         for kind, selection in kinds.items():
             ledger = Ledger() if audit else None
-            follower = _Follower(connection, Watch(kind, selection), apply, ledger, now, metrics, log)
+            follower = _Follower(connection, Watch(kind, selection), apply, finish, ledger, now, metrics, log)
             self._followers.append(follower)
             if ledger is not None:
                 subjects.append((follower, ledger, Asker(kind, selection)))
@@ -141,6 +144,7 @@ class _Follower:
         connection: Connection,
         watch: Watch,
         apply: Callable[[Event], object],
+        finish: Callable[[InitDone], Iterable[object]] | None,
         ledger: Ledger | None,
         now: Callable[[], float],
         metrics: Metrics,
@@ -154,6 +158,7 @@ class _Follower:
         self._apply = apply
         self._ledger = ledger
         self._patience: asyncio.Timeout | None = None  # of the read that is under way
+        self._finish = finish
         self._now = now
         self._log = log
         self._turn = 0.0  # when others get their turn
@@ -299,7 +304,11 @@ class _Follower:
         """Hand the input to the watch and its events to the index."""
         versions = iter(_versions(what))
         for event in self.watch.feed(what, self._now()):
-            self._apply(event)
+            if isinstance(event, InitDone) and self._finish is not None:
+                for _ in self._finish(event):
+                    await self._give_way()
+            else:
+                self._apply(event)
             if self._ledger is not None:
                 self._note(event, next(versions, "") if isinstance(event, Apply | InitApply) else "")
             if isinstance(event, Init):
@@ -307,11 +316,15 @@ class _Follower:
                 self._begun = True
             elif isinstance(event, InitDone):
                 self.synced = True
-            if self._now() >= self._turn:
-                await asyncio.sleep(0)
-                self._turn = self._now() + SLICE
+            await self._give_way()
         if self.watch.trouble != self._told:
             self._report(self.watch.trouble)
+
+    async def _give_way(self) -> None:
+        """Let others have their turn, if ours has been long enough."""
+        if self._now() >= self._turn:
+            await asyncio.sleep(0)
+            self._turn = self._now() + SLICE
 
     def _note(self, event: Event, version: str) -> None:
         """Write down who has been heard of; ``version``: of the object that is there now, empty: none."""

@@ -14,7 +14,7 @@ from msgspec import Struct
 from kdns import limits
 from kdns.cluster.ask import Selection
 from kdns.cluster.index import Index, entry_key
-from kdns.cluster.objects import IMPORT_NAME, KINDS, Apply, EndpointSlice, Event, Object
+from kdns.cluster.objects import IMPORT_NAME, KINDS, Apply, EndpointSlice, Event, InitDone, Object
 from kdns.log import Logger
 from kdns.message import Fact
 from kdns.metrics import Metrics
@@ -235,7 +235,23 @@ class Cluster:
         """Put an event in place and drop the facts that it touched."""
         now = self._wall()
         remembered = self.index.remembered
-        facts = self.index.apply(event, now)
+        self._touched(self.index.apply(event, now), remembered)
+        if isinstance(event, Apply) and isinstance(event.object, EndpointSlice) and event.object.changed:
+            self._observe(event.object, now)
+
+    def finish(self, event: InitDone) -> Iterator[None]:
+        """As `apply`, in steps of a few milliseconds, so that others may have their turn in between."""
+        steps = self.index.finish(event.kind, self._wall())
+        while True:
+            remembered = self.index.remembered
+            facts = next(steps, None)
+            if facts is None:
+                return
+            self._touched(facts, remembered)
+            yield
+
+    def _touched(self, facts: set[Fact], remembered: tuple[str, ...]) -> None:
+        """Tell everybody; ``remembered``: what was remembered before."""
         if facts:
             self.changes += 1
             self._drop(facts)
@@ -243,8 +259,6 @@ class Cluster:
             self._end_memory()
         if not self.index.waiting and not self.synced.is_set():
             self.synced.set()
-        if isinstance(event, Apply) and isinstance(event.object, EndpointSlice) and event.object.changed:
-            self._observe(event.object, now)
 
     def _end_memory(self) -> None:
         """A kind that was remembered is known."""
@@ -293,4 +307,6 @@ def _api(settings: Settings, cluster: Cluster, metrics: Metrics, log: Logger) ->
         access = credentials.in_cluster()
     connection = Connection(access, metrics, qps=settings.qps, burst=settings.burst, max_inflight=settings.max_inflight)
     audit, names = settings.audit, cluster.index.names
-    return ApiSource(connection, settings.kinds, cluster.apply, audit=audit, names=names, metrics=metrics, log=log)
+    return ApiSource(
+        connection, settings.kinds, cluster.apply, cluster.finish, audit=audit, names=names, metrics=metrics, log=log
+    )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
@@ -108,6 +110,47 @@ async def test_long_lists_leave_time_for_others(watchlist):
                 turns += world.store.events > 0
             assert len(world.store.names()) == 3000
             assert turns >= 20, "there was a turn for queries every millisecond or so"
+
+
+async def test_the_end_of_a_list_leaves_time_for_others_and_comes_before_what_follows(api):
+    turns = 0
+
+    def finish(store, event):
+        first = turns
+        for _ in range(20):
+            until = time.monotonic() + 0.002
+            while time.monotonic() < until:
+                pass
+            yield
+        store.apply(event)
+        finished.append(turns - first)
+
+    finished: list[int] = []
+    api.put("services", service("web"))
+    async with World(api, finish=finish) as world:
+        while not world.synced():
+            await asyncio.sleep(0)
+            turns += 1
+            assert finished or not world.synced(), "it is known when the end is reached"
+        assert finished[0] >= 15, "there was a turn for queries after every step"
+        api.put("services", service("new"))
+        await world.knows("new", "web")
+
+
+async def test_a_bug_in_the_end_of_a_list_leads_to_another(api, log):
+    def finish(store, event):
+        store.apply(event)
+        yield
+        if len(bugs) < 1:
+            bugs.append(event)
+            raise RuntimeError("a bug")
+
+    bugs: list[Any] = []
+    api.put("services", service("web"))
+    async with World(api, finish=finish) as world:
+        await world.until(lambda: bugs and world.synced())
+        await world.knows("web")
+        assert log.matching("a bug")
 
 
 async def test_an_event_is_applied_at_once(world):

@@ -16,6 +16,7 @@ from kdns.cluster.snapshot import Snapshot
 from kdns.log import Logger
 from kdns.message import Fact
 from kdns.metrics import Metrics
+from kdns.name import pack_address
 from tests import fakeapi
 from tests.indextest import service, slice_of
 from tests.support import captured_log, until
@@ -173,6 +174,22 @@ async def test_the_way_from_a_change_to_the_answers_is_measured(tmp_path: Path) 
     cluster.apply(Apply("services", service("none.dev")))
     cluster.apply(Apply("endpointslices", slice_of("none-b.dev", "10.1.0.5", of="none", changed=changed)))
     assert sum(board.programmed("headless_with_selector")[0]) == 1
+
+
+async def test_many_changes_at_the_end_of_a_list_are_told_step_by_step(tmp_path: Path) -> None:
+    board = Board()
+    cluster = board.cluster(manifests(tmp_path))
+    for third in (1, 2):
+        cluster.apply(Init("services"))
+        for number in range(250):
+            cluster.apply(InitApply("services", service(f"s{number}.dev", f"10.{third}.0.{number}")))
+        before, told = cluster.changes, len(board.facts)
+        if third == 1:
+            cluster.apply(InitDone("services"))
+    steps = sum(1 for _ in cluster.finish(InitDone("services")))
+    assert steps > cluster.changes - before >= 1 and len(board.facts) > told
+    assert len(cluster.index.by_cluster_ip(pack_address("10.2.0.7"))) == 1
+    assert not cluster.index.by_cluster_ip(pack_address("10.1.0.7"))
 
 
 async def test_the_first_list_tells_nothing_about_the_way(tmp_path: Path) -> None:

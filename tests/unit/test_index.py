@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
 from msgspec.structs import replace
 
 from kdns import message, name
+from kdns.cluster import index as index_module
 from kdns.cluster.index import Index, Slice, Zoned, entry_key
 from kdns.cluster.names import Chase, Names
 from kdns.cluster.objects import KINDS, Apply, Delete, EndpointSlice, Init, InitApply, InitDone, Object
@@ -287,6 +288,123 @@ def test_a_terminating_pod_in_a_list_stays_if_it_is_known() -> None:
     assert relist(index, "pods", []) == facts_of("pod/10.2.0.1")
 
 
+# --- many changes at the end of a list -------------------------------------------------------------------------------
+
+
+def many(prefix: str, third: int) -> list[Object]:
+    return [slice_of(f"{prefix}{n}.dev", f"10.{third}.{n // 250}.{n % 250 + 1}", of=f"s{n}") for n in range(300)]
+
+
+def begin(index: Index, kind: str, objects: Iterable[Object]) -> None:
+    """A list up to its end."""
+    index.apply(Init(kind), 1)
+    for found in objects:
+        index.apply(InitApply(kind, found), 1)
+
+
+def test_many_changes_take_force_in_steps_gains_first() -> None:
+    index = fill(new(), *many("x", 1))
+    begin(index, "endpointslices", many("x", 2))
+    old, young = pack_address("10.1.0.1"), pack_address("10.2.0.1")
+    entry = index.entries[b"\2s0\3dev"]
+    seen: list[tuple[bytes, ...]] = []
+    steps = 0
+    facts: set[Fact] = set()
+    for touched in index.finish("endpointslices", 7):
+        steps += 1
+        assert len(touched) <= 4 * index_module.STEP
+        facts |= touched
+        now = tuple(sorted(entry.slices[0].each()))
+        if now not in seen:
+            seen.append(now)
+    assert seen == [(old,), (old, young), (young,)]
+    assert steps >= 6 and index.serial == 7
+    assert facts == relist(fill(new(), *many("x", 1)), "endpointslices", many("x", 2)), "the same as all at once"
+    assert relist(index, "endpointslices", many("x", 2)) == set()
+
+
+def test_few_changes_take_force_together() -> None:
+    index = fill(new(), pod("p.dev", "10.2.0.1"), pod("q.dev", "10.2.0.2"))
+    begin(index, "pods", [pod("p.dev", "10.2.0.3")])
+    touched = [facts for facts in index.finish("pods", 1) if facts]
+    assert touched == [facts_of("pod/10.2.0.1", "pod/10.2.0.2", "pod/10.2.0.3")]
+
+
+@pytest.mark.parametrize("ports", [("http 80",), ("other 81",)])
+def test_endpoints_that_move_out_of_slices_that_go_never_vanish(ports: tuple[str, ...]) -> None:
+    text = [f"10.1.{n // 250}.{n % 250 + 1}" for n in range(300)]
+    staying = [slice_of(f"y{n}.dev", f"10.2.{n // 250}.{n % 250 + 1}", of=f"s{n}") for n in range(300)]
+    index = fill(new(), *many("x", 1), *staying)
+    moved = [
+        slice_of(f"y{n}.dev", f"10.2.{n // 250}.{n % 250 + 1}", ip, of=f"s{n}", ports=ports)
+        for n, ip in enumerate(text)
+    ]
+    begin(index, "endpointslices", moved)
+    for _ in index.finish("endpointslices", 1):
+        for n, ip in enumerate(text):
+            parts = index.entries[entry_key(b"s%d" % n, b"dev")].slices
+            assert any(part.has(pack_address(ip)) for part in parts) and index.by_endpoint(pack_address(ip))
+    assert index.counts()["endpointslices"] == 300
+    assert relist(index, "endpointslices", moved) == set()
+
+
+def test_pods_that_swap_their_addresses_in_steps() -> None:
+    text = [f"10.2.{n // 250}.{n % 250 + 1}" for n in range(300)]
+    index = fill(new(), *(pod(f"p{n}.dev", ip) for n, ip in enumerate(text)))
+    begin(index, "pods", [pod(f"p{n}.dev", ip) for n, ip in enumerate(reversed(text))])
+    for _ in index.finish("pods", 1):
+        assert all(index.pods(pack_address(ip)) for ip in text)
+    assert [found.name for found in index.pods(pack_address(text[0]))] == [b"p299"]
+
+
+def test_slices_that_cannot_be_both_change_in_one_step() -> None:
+    index = fill(new(), *many("x", 1))
+    swapped = [
+        slice_of(f"x{n}.dev", f"10.1.{n // 250}.{n % 250 + 1}", of=f"s{n}", ports=("other 81",)) for n in range(300)
+    ]
+    begin(index, "endpointslices", swapped)
+    assert sum(bool(facts) for facts in index.finish("endpointslices", 1)) == 1
+    assert relist(index, "endpointslices", swapped) == set()
+
+
+def test_events_between_the_steps_count() -> None:
+    """Nobody's list may undo what was heard after it."""
+    index = fill(new(), *(pod(f"p{n}.dev", "10.2.0.1") for n in range(400)))
+    begin(index, "pods", [pod(f"p{n}.dev", "10.2.0.2") for n in range(300)])
+    steps = index.finish("pods", 1)
+    next(facts for facts in steps if facts)
+    for text, address in (("p0.dev", "10.2.0.3"), ("p299.dev", "10.2.0.4"), ("p350.dev", "10.2.0.5")):
+        put(index, pod(text, address))
+    index.apply(Delete("pods", b"dev", b"p1"), 1)
+    for _ in steps:
+        pass
+    assert [found.name for found in index.pods(pack_address("10.2.0.3"))] == [b"p0"]
+    assert [found.name for found in index.pods(pack_address("10.2.0.4"))] == [b"p299"]
+    assert [found.name for found in index.pods(pack_address("10.2.0.5"))] == [b"p350"]
+    assert len(index.pods(pack_address("10.2.0.2"))) == 297 and not index.pods(pack_address("10.2.0.1"))
+    assert index.counts()["pods"] == 300
+
+
+@pytest.mark.parametrize("after", [1, 2, 5])
+def test_a_list_that_begins_between_the_steps_takes_over(after: int) -> None:
+    wanted = [pod(f"p{n}.dev", "10.2.0.2") for n in range(300)]
+    index = fill(new(), *(pod(f"p{n}.dev", "10.2.0.1") for n in range(400)))
+    begin(index, "pods", wanted)
+    steps = index.finish("pods", 1)
+    for _ in range(after):
+        next(steps)
+    begin(index, "pods", wanted)
+    assert not any(steps), "the old list changes nothing any more"
+    index.apply(InitDone("pods"), 1)
+    assert index.counts()["pods"] == 300 == len(index.pods(pack_address("10.2.0.2")))
+    assert not index.pods(pack_address("10.2.0.1"))
+
+
+def test_the_end_of_a_list_that_never_began_is_a_bug_in_steps_too() -> None:
+    with pytest.raises(ValueError, match="without Init"):
+        next(new().finish("pods", 1))
+
+
 # --- random histories against a model --------------------------------------------------------------------------------
 
 Spec = dict[str, Any]
@@ -538,7 +656,13 @@ class History:
         for key, spec in items:
             self.touch(self.index.apply(InitApply(kind, self.build(kind, key, spec)), 1))
             self.check_between(before)
-        self.touch(self.index.apply(InitDone(kind), 1))
+        if self.random.random() < 0.3:
+            self.touch(self.index.apply(InitDone(kind), 1))
+            return
+        for facts in self.index.finish(kind, 1):
+            self.touch(facts)
+            self.check_between(before)
+            self.check_what_stays(before)
 
     # -- what must hold
 
@@ -563,6 +687,18 @@ class History:
                 assert past[1] & future[1] <= now[1] <= past[1] | future[1], question
             elif past == future:
                 assert now == past, question
+
+    def check_what_stays(self, before: Model) -> None:
+        """While a list takes force, what was there before and will be there after has not gone, whoever asks."""
+        for question in self.random.sample(QUESTIONS, 6):
+            now = heard(self.names, *question)[0]
+            past, future = before.says(*question), self.model.says(*question)
+            if past[0] == future[0] == "RECORDS":
+                assert now[0] == "RECORDS", question
+                if question[1] in ("A", "AAAA"):
+                    assert past[1] & future[1] <= now[1] <= past[1] | future[1], question
+            elif past[0] == future[0]:
+                assert now[0] == past[0], question
 
     def check(self, count: int) -> None:
         """The index says what the model says."""
@@ -604,7 +740,9 @@ PARTS = 8
 
 
 @pytest.mark.parametrize("part", range(PARTS))
-def test_random_histories(part: int) -> None:
+def test_random_histories(part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(index_module, "STEP", 1)
+    monkeypatch.setattr(index_module, "LOOK", 2)
     for seed in range(part, HISTORIES, PARTS):
         history = History(seed)
         try:

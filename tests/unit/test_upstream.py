@@ -20,7 +20,7 @@ import pytest
 from kdns import limits, message, name, wire
 from kdns.message import SERVFAIL, Edns
 from kdns.promise import Wakeups
-from kdns.upstream import Settings, Tls, UpstreamError
+from kdns.upstream import Settings, Tls, UpstreamError, native
 from kdns.upstream.ask import Ask, Attempt, matching, random_numbers
 from kdns.upstream.fair import Census, Window
 from kdns.upstream.health import DOWN, GOOD, SILENT, WORSE, Health
@@ -42,6 +42,8 @@ from tests.plugintest import ask as ask_for
 from tests.plugintest import shown
 from tests.support import free_port
 from tests.upstreamtest import TCP, World, addresses, ask_many, compiled, needs_compiled, new_world, twins, until
+
+needs_renewal = pytest.mark.skipif(native.renew is None, reason="the Python twin does not renew sockets")
 
 
 @pytest.fixture
@@ -594,7 +596,7 @@ async def test_ports_and_ids_cannot_be_foreseen(
     assert (len(opened) < misses) == renews, "a socket may have several ports, one after the other"
 
 
-@needs_compiled
+@needs_renewal
 async def test_what_comes_in_on_a_spare_socket_is_not_read_on_its_next_port(world: World, fake: FakeUpstream) -> None:
     pool = world.server(fake)._udp
     assert pool is not None
@@ -612,7 +614,7 @@ async def test_what_comes_in_on_a_spare_socket_is_not_read_on_its_next_port(worl
     pool.close_if_done(port)
 
 
-@needs_compiled
+@needs_renewal
 async def test_a_spare_socket_on_which_something_comes_in_is_closed(world: World, fake: FakeUpstream) -> None:
     pool = world.server(fake)._udp
     assert pool is not None
@@ -624,7 +626,7 @@ async def test_a_spare_socket_on_which_something_comes_in_is_closed(world: World
     assert not pool._spare and pool.open == 0 and world.value("kdns_upstream_strange_total") == 1
 
 
-@needs_compiled
+@needs_renewal
 async def test_spare_sockets_are_closed_when_nothing_is_asked(world: World, fake: FakeUpstream) -> None:
     pool = world.server(fake, expire=0.2)._udp
     assert pool is not None
