@@ -223,7 +223,8 @@ def killed(group: Path) -> int:
 def undisturbed(pid: int) -> Iterator[None]:
     """Let the leader of a session come before the machine's other work, where we may; afterwards as before.
 
-    By niceness, of its threads and of what the kernel groups by sessions (autogroups), not by a real-time class, in which the threads of one process would wait for each other for 100 ms.
+    By niceness, of its threads and of what the kernel groups by sessions (autogroups), not by a real-time class, in
+    which the threads of one process would wait for each other for 100 ms.
     """
 
     def nice(value: int) -> None:
