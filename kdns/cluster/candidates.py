@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Final
 
 from kdns.cluster.grammar import Asked
-from kdns.cluster.index import Slice, Zoned
 from kdns.cluster.objects import Port
 from kdns.cluster.replies import dashed, undashed
+from kdns.cluster.shelves import Slice, Zoned
 
 NO_PORT: Final = Port(b"", b"", 0)
 """Stands for the ports of what has none: there are addresses then, but no SRV records."""

@@ -13,8 +13,9 @@ from msgspec import Struct
 
 from kdns import limits
 from kdns.cluster.ask import Selection
-from kdns.cluster.index import Index, entry_key
+from kdns.cluster.index import Index
 from kdns.cluster.objects import IMPORT_NAME, KINDS, Apply, EndpointSlice, Event, InitDone, Object
+from kdns.cluster.shelves import entry_key
 from kdns.log import Logger
 from kdns.message import Fact
 from kdns.metrics import Metrics

@@ -18,9 +18,10 @@ from __future__ import annotations
 
 from kdns.cluster.candidates import fitting, labelled
 from kdns.cluster.grammar import Asked, Options
-from kdns.cluster.index import Entry, Imported, Index, entry_key
+from kdns.cluster.index import Index
 from kdns.cluster.objects import Service
 from kdns.cluster.replies import Candidate, Replies
+from kdns.cluster.shelves import Entry, Imported, entry_key
 from kdns.denial import Denial
 from kdns.message import SRV, Fact, Query, Reply
 from kdns.name import Name

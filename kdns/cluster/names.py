@@ -34,9 +34,10 @@ from kdns import rdata
 from kdns.cluster.candidates import fitting, labelled, within
 from kdns.cluster.clusterset import Clusterset
 from kdns.cluster.grammar import Asked, Options, parse
-from kdns.cluster.index import Entry, Index, Slice, entry_key, known_fact
+from kdns.cluster.index import Index
 from kdns.cluster.objects import Service
 from kdns.cluster.replies import REFUSAL, SVC, WIDTHS, Candidate, Replies, fits, undashed
+from kdns.cluster.shelves import Entry, Slice, entry_key, known_fact
 from kdns.denial import Denial, make_existing
 from kdns.message import AXFR, CNAME, FOREVER, IXFR, NS, PTR, SERVFAIL, SOA, SRV, TXT, Fact, Lease, Query, Record, Reply
 from kdns.name import IN_ADDR_ARPA, IP6_ARPA, ROOT, Name, above, is_under, longest_zone, reverse_address

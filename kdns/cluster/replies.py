@@ -12,8 +12,9 @@ from collections.abc import Collection, Iterable
 from typing import Final, TypeAlias
 
 from kdns import rdata
-from kdns.cluster.index import Index, known_fact
+from kdns.cluster.index import Index
 from kdns.cluster.objects import Port
+from kdns.cluster.shelves import known_fact
 from kdns.denial import Denial
 from kdns.message import (
     AA,

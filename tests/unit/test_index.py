@@ -12,9 +12,10 @@ from msgspec.structs import replace
 
 from kdns import message, name
 from kdns.cluster import index as index_module
-from kdns.cluster.index import Index, Slice, Zoned, entry_key
+from kdns.cluster.index import Index
 from kdns.cluster.names import Chase, Names
 from kdns.cluster.objects import KINDS, Apply, Delete, EndpointSlice, Init, InitApply, InitDone, Object
+from kdns.cluster.shelves import Slice, Zoned, entry_key
 from kdns.message import Fact
 from kdns.name import pack_address
 from tests.indextest import answer, fill, kind_of, names_of, namespace, pod, put, relist, said, service, slice_of
