@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Self
 
 import dns.exception
 import dns.message
@@ -129,7 +130,26 @@ def peak_rss(pid: int) -> int:
     return total
 
 
-class PeakPss:
+class Looking:
+    """A context in which a thread of its own runs `_look`, which ends when `_end` is set."""
+
+    def __init__(self) -> None:
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        raise NotImplementedError
+
+
+class PeakPss(Looking):
     """``with PeakPss(pid) as peak``: look at a process's memory, its descendants' included, now and then; `octets` is
     the most of it."""
 
@@ -137,18 +157,9 @@ class PeakPss:
     """Seconds between looks: each costs the process a little."""
 
     def __init__(self, pid: int) -> None:
+        super().__init__()
         self.octets = 0
         self._pid = pid
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._look)
-
-    def __enter__(self) -> PeakPss:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        self._thread.join()
 
     def _look(self) -> None:
         more = True

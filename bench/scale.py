@@ -14,7 +14,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -240,24 +239,15 @@ def undisturbed(pid: int) -> Iterator[None]:
         nice(0)
 
 
-class Waiting:
+class Waiting(measure.Looking):
     """``with Waiting(pid) as waiting``: how long a process stands in line for its core; `worst` in milliseconds."""
 
     PAUSE = 0.05
 
     def __init__(self, pid: int) -> None:
+        super().__init__()
         self.worst = 0.0
         self._tasks = Path(f"/proc/{pid}/task")
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._look)
-
-    def __enter__(self) -> Waiting:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._end.set()
-        self._thread.join()
 
     def _look(self) -> None:
         before = self._read()
