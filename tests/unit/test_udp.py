@@ -1,6 +1,7 @@
 """UDP: real sockets, batches, late answers, the address that was asked."""
 
 import asyncio
+import re
 import socket
 from collections.abc import AsyncIterator
 
@@ -14,6 +15,7 @@ from kdns.name import ROOT, from_text
 from kdns.packetcache import packet_cache
 from kdns.plugin import Next, Process
 from kdns.wire import pack_query, parse_reply
+from tests import support
 from tests.support import TWINS, use_twin
 
 
@@ -169,3 +171,16 @@ async def test_replies_that_cannot_be_sent_are_counted(late: bool) -> None:
                 await asyncio.sleep(0.001)
     finally:
         served.listener.close()
+
+
+@pytest.mark.parametrize(
+    ("file", "name", "bound"),
+    [
+        ("udp.h", "KD_BATCH", limits.UDP_BATCH),
+        ("udp.h", "KD_PACKET", limits.UDP_QUERY),
+        ("threads.c", "LAST_BATCHES", limits.UDP_LAST_BATCHES),
+    ],
+)
+def test_the_bounds_of_the_compiled_twin_are_those_of_limits(file: str, name: str, bound: int) -> None:
+    found = re.search(rf"\b{name} = (\d+)", (support.ROOT / "kdns/native" / file).read_text())
+    assert found and int(found[1]) == bound
