@@ -20,6 +20,8 @@ from tests.support import captured_log
 
 Object = dict[str, Any]
 SPACE = "audited"
+ADDRESS = "198.51.100.129"
+"""Of no other test here: reverse names are shared by all namespaces."""
 KINDS = ("namespaces", "services", "endpointslices", "pods")
 
 
@@ -32,7 +34,7 @@ def made(kind: str, name: str) -> Object:
         spec = {"schedulerName": "nobody", "containers": [{"name": "x", "image": "x"}]}
         return {"metadata": meta, "spec": spec}
     if kind == "endpointslices":
-        item = endpoint_slice(name, "192.0.2.1")
+        item = endpoint_slice(name, ADDRESS)
         return item | {"metadata": item["metadata"] | {"namespace": SPACE}}
     return {"metadata": {"name": name}}
 

@@ -135,18 +135,18 @@ async def test_imports_from_forbidden_to_gone(control_plane: ControlPlane, api: 
     control_plane.apply(
         service_import("web", "10.112.0.1", "fd00:112::1"),
         service_import("db"),
-        endpoint_slice("db", "east", "192.0.2.1"),
-        endpoint_slice("db", "west", "192.0.2.2"),
+        endpoint_slice("db", "east", "203.0.113.1"),
+        endpoint_slice("db", "west", "203.0.113.2"),
     )
     until(lambda: served.ask(f"web.{SUFFIX}") == {"10.112.0.1"}, SOON)
-    until(lambda: served.ask(f"db.{SUFFIX}") == {"192.0.2.1", "192.0.2.2"}, SOON)
+    until(lambda: served.ask(f"db.{SUFFIX}") == {"203.0.113.1", "203.0.113.2"}, SOON)
     assert served.ask(f"web.{SUFFIX}", "AAAA") == {"fd00:112::1"}
     assert served.ask(f"_http._tcp.web.{SUFFIX}", "SRV") == {f"0 80 web.{SUFFIX}"}
-    assert served.ask(f"192-0-2-2.west.db.{SUFFIX}") == {"192.0.2.2"}
-    assert served.ask(f"192-0-2-2.east.db.{SUFFIX}") == NOWHERE
+    assert served.ask(f"203-0-113-2.west.db.{SUFFIX}") == {"203.0.113.2"}
+    assert served.ask(f"203-0-113-2.east.db.{SUFFIX}") == NOWHERE
     assert served.ask(f"db.{SPACE}.svc.cluster.local.") == NOWHERE
     control_plane.kubectl("delete", "-n", SPACE, "endpointslice", "db-east")
-    until(lambda: served.ask(f"db.{SUFFIX}") == {"192.0.2.2"}, SOON)
+    until(lambda: served.ask(f"db.{SUFFIX}") == {"203.0.113.2"}, SOON)
     control_plane.kubectl("delete", "crd", CRD["metadata"]["name"])
     until(lambda: served.ask(f"web.{SUFFIX}") == NOWHERE, SOON)
     assert served.ask("kubernetes.default.svc.cluster.local.") - NOWHERE - UNKNOWN
