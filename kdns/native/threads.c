@@ -74,7 +74,7 @@ static void *serve(void *argument)
     while (!ready[1].revents) {
         if (poll(ready, 2, -1) < 0)
             continue;
-        if (ready[0].revents && kd_udp_turn(thread->udp, MSG_DONTWAIT))
+        if (ready[0].revents && kd_udp_turns(thread->udp, MSG_DONTWAIT))
             hand_over(thread);
     }
     for (int i = 0; i < LAST_BATCHES && kd_udp_turn(thread->udp, MSG_DONTWAIT); i++)

@@ -9,6 +9,8 @@
 #include <sys/mman.h>
 #include <time.h>
 
+enum { TURNS = 4 }; /* batches that are read from one socket before another has its turn */
+
 static double now(void)
 {
     struct timespec time;
@@ -27,6 +29,7 @@ struct kd_udp *kd_udp_new(int fd, int wildcard, struct kd_table *table, const st
     udp->wildcard = wildcard;
     udp->table = table;
     udp->scope = *scope;
+    udp->used = KD_BATCH;
     /* Pages that no batch has reached yet take no memory. */
     udp->memory = mmap(NULL, KD_BATCH * KD_PACKET, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (udp->memory == MAP_FAILED) {
@@ -77,7 +80,7 @@ static int receive(struct kd_udp *udp, int flags)
 {
     int count;
 
-    for (int i = 0; i < KD_BATCH; i++) {
+    for (int i = 0; i < udp->used; i++) {
         struct kd_peer *peer = &udp->slots[i].peer;
 
         peer->size = sizeof peer->address;
@@ -88,6 +91,7 @@ static int receive(struct kd_udp *udp, int flags)
     /* An ICMP error for an earlier reply, or a fault of this one read: the next datagram is another matter. */
     if (count < 0)
         count = 0;
+    udp->used = count;
     for (int i = 0; i < count; i++) {
         struct kd_slot *slot = &udp->slots[i];
 
@@ -114,6 +118,8 @@ static void send_slots(struct kd_udp *udp, int first, int end)
     for (int i = first; i < end; i++)
         if (udp->slots[i].size)
             point(udp, count++, &udp->slots[i], udp->slots[i].size);
+    if (count > udp->used)
+        udp->used = count;
     for (int sent = 0; sent < count;) {
         int more = sendmmsg(udp->fd, udp->messages + sent, (unsigned)(count - sent), MSG_DONTWAIT);
 
@@ -158,6 +164,20 @@ int kd_udp_turn(struct kd_udp *udp, int flags)
     return udp->count;
 }
 
+int kd_udp_turns(struct kd_udp *udp, int flags)
+{
+    int all = 0;
+
+    for (int i = 0; i < TURNS; i++) {
+        int count = kd_udp_turn(udp, flags);
+
+        all += count;
+        if (count < 2 || udp->left)
+            break;
+    }
+    return all;
+}
+
 int kd_udp_send_one(int fd, const struct kd_peer *peer, const uint8_t *reply, size_t size)
 {
     struct iovec part = {(void *)reply, size};
@@ -182,7 +202,7 @@ int kd_wait(int epoll, int timeout, struct kd_udp *const *direct, int direct_cou
             int fd = events[i].data.fd;
             struct kd_udp *udp = fd < direct_count ? direct[fd] : NULL;
 
-            if (udp && events[i].events == EPOLLIN && !udp->left && kd_udp_turn(udp, MSG_DONTWAIT) && !udp->left)
+            if (udp && events[i].events == EPOLLIN && !udp->left && kd_udp_turns(udp, MSG_DONTWAIT) && !udp->left)
                 continue;
             events[kept++] = events[i];
         }

@@ -47,6 +47,7 @@ struct kd_udp {
     uint64_t unsent; /* replies that the kernel would not take */
     int count;       /* slots of the batch */
     int left;        /* of these, so many at the front wait for Python */
+    int used;        /* headers at the front that the kernel or a reply has changed since they were made to read */
     struct kd_slot slots[KD_BATCH];
     struct mmsghdr messages[KD_BATCH];
     struct iovec parts[KD_BATCH];
@@ -59,6 +60,10 @@ void kd_udp_free(struct kd_udp *udp);
 /* Reads a batch, answers what the packet cache knows, leaves the others in the first `left` slots.  Returns how many
  * datagrams came; 0: there are none.  `flags` for recvmmsg. */
 int kd_udp_turn(struct kd_udp *udp, int flags);
+/* Turns for as long as more is likely to wait: asking the kernel whether it does costs as much as reading it, and where
+ * one datagram came alone, its sender waits for the answer.  Ends with the first batch that leaves something to Python.
+ * Returns how many datagrams came in all. */
+int kd_udp_turns(struct kd_udp *udp, int flags);
 /* Sends the replies that stand in the first `count` slots. */
 void kd_udp_send(struct kd_udp *udp, int count);
 /* Sends one reply; 0, or -1 when the kernel does not take it. */
