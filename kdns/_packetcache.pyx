@@ -305,7 +305,7 @@ cdef class Back:
     cdef Receiver receiver
 
     def send(self, bytes reply):
-        """Send the reply; one that the kernel does not take, or whose socket has been closed, is counted."""
+        """Send the reply; one that the kernel does not take is counted, one whose socket has gone is let go."""
         if self.receiver.closed:
             return
         if kd_udp_send_one(self.receiver.fd, &self.peer, octets(reply), PyBytes_GET_SIZE(reply)):
@@ -330,6 +330,7 @@ cdef class Receiver:
     cdef kd_udp *udp
     cdef kd_udp *threads_
     cdef kd_thread *thread
+    cdef uint64_t overflown
     cdef str host
     cdef int host_size
     cdef uint8_t host_octets[16]
@@ -352,15 +353,25 @@ cdef class Receiver:
                 raise OSError(errno.EAGAIN, "no thread could be started")
 
     def __dealloc__(self):
-        if self.thread != NULL:
-            with nogil:
-                kd_thread_free(self.thread)
-        if self.wake >= 0:
-            os.close(self.wake)
+        self.end_thread()
         if self.threads_ != NULL:
             kd_udp_free(self.threads_)
         if self.udp != NULL:
             kd_udp_free(self.udp)
+
+    cdef int end_thread(self) except -1:
+        """Give back the thread, its queue and what wakes us; without one nothing is done."""
+        cdef kd_thread *thread = self.thread
+        if thread != NULL:
+            self.thread = NULL
+            with nogil:
+                kd_thread_stop(thread)
+            self.overflown += kd_thread_overflows(thread)
+            kd_thread_free(thread)
+        if self.wake >= 0:
+            os.close(self.wake)
+            self.wake = -1
+        return 0
 
     def fileno(self):
         """What is readable when `drain` has something to do."""
@@ -374,7 +385,7 @@ cdef class Receiver:
     @property
     def overflows(self):
         """Packets that found the queue full."""
-        return kd_thread_overflows(self.thread) if self.thread != NULL else 0
+        return self.overflown + (kd_thread_overflows(self.thread) if self.thread != NULL else 0)
 
     def drain(self):
         """Read and answer one batch; whether there was anything."""
@@ -403,11 +414,9 @@ cdef class Receiver:
         self.fd = sock.fileno()
 
     def close(self):
-        """Send nothing any more: the socket is about to be closed."""
-        if self.thread != NULL:
-            with nogil:
-                kd_thread_stop(self.thread)
+        """Read and send nothing any more: the socket is about to be closed.  Gives back all but the counts."""
         self.closed = True
+        self.end_thread()
 
     cdef bint turn(self) except -1:
         """Answer what is left of the last batch, or read one; whether there was anything."""

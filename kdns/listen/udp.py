@@ -87,8 +87,9 @@ class UdpListener:
         """Queries that wait for something → the way back to the asker."""
         self._answered: list[tuple[Any, bytes]] = []
         """Replies that waited, with the same."""
-        self._predecessors: list[UdpListener] = []
-        """Earlier listeners whose late answers go through this one's socket."""
+        self._predecessors: set[UdpListener] = set()
+        """Earlier listeners whose late answers go through this one's socket, as long as they have any."""
+        self._heir: UdpListener | None = None
         self._loop = asyncio.get_running_loop()
         listener = Listener(server, "udp", (host, port), "2" if sock.family == socket.AF_INET6 else "1")
         self._receiver: Any
@@ -139,11 +140,19 @@ class UdpListener:
         self.stop_reading()
         for listener in (self, *self._predecessors):
             listener._receiver.send_through(heir.sock)
-            heir._predecessors.append(listener)
-        self._predecessors = []
-        self._settle()
+            listener._heir = heir
+            heir._predecessors.add(listener)
+            listener._go_when_done()
+        self._predecessors = set()
         self._no_scrape()
         self.sock.close()
+
+    def _go_when_done(self) -> None:
+        """A listener that has handed over is kept for its late answers only."""
+        if self._heir is not None and not self._waiting and not self._answered:
+            self._heir._predecessors.discard(self)
+            self._receiver.close()
+        self._settle()
 
     def _give_up(self) -> None:
         for waiting in list(self._waiting):
@@ -168,11 +177,15 @@ class UdpListener:
             if not self._answered:
                 self._loop.call_soon(self._send_late)
             self._answered.append((back, reply))
+        elif self._heir is not None:
+            self._go_when_done()
 
     def _send_late(self) -> None:
         answered, self._answered = self._answered, []
         for back, reply in answered:
             back.send(reply)
+        if self._heir is not None:
+            self._go_when_done()
 
     def _settle(self) -> None:
         unsent, overflows = self._receiver.unsent, self._receiver.overflows

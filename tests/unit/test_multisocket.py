@@ -176,6 +176,29 @@ async def test_a_reload_changes_the_number_and_loses_nothing() -> None:
         await server.stop()
 
 
+async def test_what_served_before_a_reload_is_given_back() -> None:
+    port = free_port()
+    text = corefile(port)
+    server = Server(lambda: parse(text), 0)
+    await server.start()
+    clients = Clients(port)
+    held: list[int] = []
+    try:
+        for number in range(9):
+            count = (1, 6, 0)[number % 3]
+            text = corefile(port, *([f"multisocket {count}"] if count else []), f"# {number}")
+            assert await server.reload(force=True)
+            await clients.ask("a.example.")
+            if not count:
+                held.append(len(os.listdir("/proc/self/fd")))
+                (serving,) = server._endpoints.values()
+                assert not any(listener._predecessors for listener in serving.datagram)
+    finally:
+        clients.close()
+        await server.stop()
+    assert len(set(held)) == 1
+
+
 async def test_what_waits_is_answered_after_its_socket_has_gone(monkeypatch: pytest.MonkeyPatch) -> None:
     with (
         socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as upstream,
@@ -202,7 +225,11 @@ async def test_what_waits_is_answered_after_its_socket_has_gone(monkeypatch: pyt
         reply = bytearray(packet)
         reply[2] |= 0x80
         upstream.sendto(reply, peer)
+        (serving,) = server._endpoints.values()
+        assert serving.waiting == 1
+        assert len(serving.datagram[0]._predecessors) == 1  # the other one had nothing to wait for
         assert parse_reply(await asyncio.wait_for(loop.sock_recv(client, 4096), 5)).id == 9
+        assert not serving.datagram[0]._predecessors
         await server.stop()
 
 
