@@ -448,32 +448,42 @@ cdef class Receiver:
         return count > 0
 
     cdef int ask(self) except -1:
-        """Put to the handler what is left of the batch, and send the replies."""
-        cdef int count = self.udp.left, i
-        cdef kd_slot *slot
-        cdef Back back
-        cdef Py_ssize_t size
-        handle, listener, scope = self.handle, self.listener, self.scope
+        """Put to the handler what is left of the batch, and send the replies; raises what went wrong first."""
+        cdef int count = self.udp.left, done = 0
+        broken = None
         try:
-            for i in range(count):
-                slot = &self.udp.slots[i]
-                packet = PyBytes_FromStringAndSize(<char *>slot.packet, slot.size)
-                slot.size = 0
-                reply = handle(packet, self.peer(&slot.peer), listener, scope)
-                if reply is None:
-                    continue
-                if not isinstance(reply, bytes):
-                    self.late(reply, self.back(&slot.peer))
-                    continue
-                size = PyBytes_GET_SIZE(reply)
-                if size <= KD_PACKET:
-                    memcpy(slot.packet, octets(reply), size)
-                    slot.size = size
-                else:
-                    self.back(&slot.peer).send(reply)
+            while done < count:
+                done += 1
+                try:
+                    self.ask_one(&self.udp.slots[done - 1])
+                except Exception as error:
+                    # It costs this one packet.  The others of the batch have left the socket: nobody else has them.
+                    broken = broken or error
         finally:
+            # Beyond these, slots hold queries.
             self.udp.left = 0
-            kd_udp_send(self.udp, count)
+            kd_udp_send(self.udp, done)
+        if broken is not None:
+            raise broken
+        return 0
+
+    cdef int ask_one(self, kd_slot *slot) except -1:
+        """Put one packet to the handler, and its reply in the packet's place."""
+        cdef Py_ssize_t size
+        packet = PyBytes_FromStringAndSize(<char *>slot.packet, slot.size)
+        slot.size = 0
+        reply = self.handle(packet, self.peer(&slot.peer), self.listener, self.scope)
+        if reply is None:
+            return 0
+        if not isinstance(reply, bytes):
+            self.late(reply, self.back(&slot.peer))
+            return 0
+        size = PyBytes_GET_SIZE(reply)
+        if size <= KD_PACKET:
+            memcpy(slot.packet, octets(reply), size)
+            slot.size = size
+        else:
+            self.back(&slot.peer).send(reply)
         return 0
 
     cdef Back back(self, kd_peer *peer):
