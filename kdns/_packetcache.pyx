@@ -6,7 +6,6 @@ the packet cache while the interpreter is busy, and a fuzzer can reach it.  Here
 replays is paid, and what the packet cache does not know is put to the handler.
 """
 
-import errno
 import os
 import socket
 
@@ -319,7 +318,8 @@ cdef class Receiver:
     ``late(that, back)`` is called, and ``back.send(reply)`` answers later.  The socket stays the caller's.
 
     ``queue`` octets, when not 0, start a native thread that reads the socket instead; what it leaves waits in a queue
-    of that size until `drain` is called: whenever ``fileno()`` is readable.
+    of that size until `drain` is called: whenever ``fileno()`` is readable.  Raises OSError when there is no thread to
+    be had.
     """
 
     cdef int fd, wake
@@ -350,7 +350,7 @@ cdef class Receiver:
             self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             self.thread = kd_thread_start(self.threads_, queue, self.wake)
             if self.thread == NULL:
-                raise OSError(errno.EAGAIN, "no thread could be started")
+                PyErr_SetFromErrno(OSError)
 
     def __dealloc__(self):
         self.end_thread()

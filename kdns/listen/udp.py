@@ -14,6 +14,7 @@ from typing import Any, Final
 from kdns import limits
 from kdns.compiled import twin
 from kdns.handler import Handler, Waiting
+from kdns.log import Logger
 from kdns.message import Listener
 from kdns.metrics import Cell, Metrics
 from kdns.packetcache import PacketCache
@@ -67,7 +68,8 @@ def is_wildcard(host: str) -> bool:
 class UdpListener:
     """Reads one UDP socket and answers what comes in, on the twin that its packet cache is of (see `kdns.compiled`).
 
-    ``threaded``: a native thread reads the socket and answers what the packet cache knows; the compiled twin only.
+    ``threads``: so many native threads serve the address, one of them this socket: it reads it and answers what the
+    packet cache knows; the compiled twin only.  0: none.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class UdpListener:
         server: str,
         scope: bytes,
         metrics: Metrics,
-        threaded: bool = False,
+        threads: int = 0,
     ) -> None:
         host, port = sock.getsockname()[:2]
         self.sock = sock
@@ -92,14 +94,12 @@ class UdpListener:
         self._heir: UdpListener | None = None
         self._loop = asyncio.get_running_loop()
         listener = Listener(server, "udp", (host, port), "2" if sock.family == socket.AF_INET6 else "1")
+        call = (is_wildcard(host), packets, scope, handler.handle, self._late, listener)
         self._receiver: Any
         if isinstance(packets, PacketCache):
-            self._receiver = Receiver(sock, is_wildcard(host), packets, scope, handler.handle, self._late, listener)
+            self._receiver = Receiver(sock, *call)
         else:
-            self._receiver = twin("kdns._packetcache").Receiver(
-                sock.fileno(), is_wildcard(host), packets, scope, handler.handle, self._late, listener,
-                limits.UDP_QUEUE if threaded else 0,
-            )  # fmt: skip
+            self._receiver = _native_receiver(sock, call, threads)
         self._unsent: Cell = metrics.counter(
             "kdns_udp_unsent_total", "Replies that the kernel would not take.", ("server",)
         ).cell(server)
@@ -192,6 +192,18 @@ class UdpListener:
         self._unsent.value += unsent - self._counted[0]
         self._overflows.value += overflows - self._counted[1]
         self._counted = unsent, overflows
+
+
+def _native_receiver(sock: socket.socket, call: tuple[Any, ...], threads: int) -> Any:
+    """The compiled receiver; without the thread that it should have where the system has none to give."""
+    receiver = twin("kdns._packetcache").Receiver
+    if threads:
+        queue = max(limits.UDP_QUEUE // threads, limits.UDP_QUEUE_LEAST)
+        try:
+            return receiver(sock.fileno(), *call, queue)
+        except OSError as error:
+            Logger("multisocket").error(f"a socket is served without a thread of its own: {error.strerror}")
+    return receiver(sock.fileno(), *call)
 
 
 class Receiver:

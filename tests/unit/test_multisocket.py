@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import socket
 
 import pytest
@@ -136,22 +137,52 @@ async def test_the_interpreter_may_be_busy() -> None:
     await server.stop()
 
 
-async def test_a_full_queue_lets_go_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(limits, "UDP_QUEUE", 4096)
+async def test_a_full_queue_lets_go_and_counts() -> None:
     port = free_port()
-    server = Server(lambda: parse(corefile(port, "multisocket 1")), 0)
+    server = Server(lambda: parse(corefile(port, "multisocket 64")), 0)
     await server.start()
     metric = f'kdns_udp_overflows_total{{server="dns://127.0.0.1:{port}"}}'
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.connect(("127.0.0.1", port))
         # Python does not get to empty the queue meanwhile.
+        sent = 0
         while f"{metric} 0.0" in server.process.metrics.expose().decode():
             for number in range(100):
+                sent += 1
                 client.send(pack_query(number, 0x0100, from_text(f"n{number}.example."), A, 1, None))
+        # The queue of one thread is a share of what all may hand on.
+        assert sent < limits.UDP_QUEUE / 160 / 10
         client.setblocking(False)
         loop = asyncio.get_running_loop()
         assert parse_reply(await asyncio.wait_for(loop.sock_recv(client, 4096), 5)).answer
     await server.stop()
+
+
+async def test_without_threads_to_be_had_the_sockets_are_served_all_the_same() -> None:
+    port = free_port()
+    text = corefile(port)
+    server = Server(lambda: parse(text), 0)
+    await server.start()
+    clients = Clients(port)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        text = corefile(port, "multisocket 4")
+        with captured_log() as log:
+            # Enough for the four sockets, but not for what each thread takes beside.
+            taken = {int(name) for name in os.listdir("/proc/self/fd")}
+            free = [number for number in range(max(taken) + 6) if number not in taken]
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free[5], hard))
+            try:
+                assert await server.reload()
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            assert len(log.matching("without a thread of its own: Too many open files")) >= 3
+        assert sockets_on(port) == 4
+        for _ in range(2):
+            assert len(await clients.ask("a.example.")) == 40
+    finally:
+        clients.close()
+        await server.stop()
 
 
 async def test_a_reload_changes_the_number_and_loses_nothing() -> None:
