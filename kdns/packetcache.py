@@ -380,7 +380,7 @@ class PacketCache:
             return True
         # A question that takes another's place costs that one a walk through the chain, no more.
         mark = hash(question.lower())
-        place, sign = mark % _DOOR, mark >> 20 & 255
+        place, sign = mark % _DOOR, 1 + (mark >> 20) % 255  # 0: nothing has come yet
         if self._door[place] == sign:
             return True
         self._door[place] = sign

@@ -331,6 +331,12 @@ static void remove_entry(struct kd_table *t, struct kd_entry *entry)
     t->dead = entry;
 }
 
+static void remove_expired(struct kd_table *t, struct kd_entry *entry, double now)
+{
+    if (entry && now >= entry->until)
+        remove_entry(t, entry);
+}
+
 /* Let one entry go: see "Room" in kdns/packetcache.py. */
 static void evict(struct kd_table *t)
 {
@@ -364,7 +370,7 @@ static int admit(struct kd_table *t, const uint8_t *question, size_t size)
         return 1;
     mark = kd_siphash(&t->secret, question, size);
     place = &t->door[mark % DOOR];
-    sign = (uint8_t)(mark >> 20);
+    sign = (uint8_t)(1 + (mark >> 20) % 255); /* 0: nothing has come yet */
     if (*place == sign)
         return 1;
     *place = sign;
@@ -569,7 +575,7 @@ int kd_put(struct kd_table *t, const struct kd_scope *scope, const uint8_t *pack
         kept.fact_count = 0; /* what exists below the apex is its fact */
     } else if (kd_make_plan(reply, reply + tail_at, reply_size - tail_at, kept.rotate, 0))
         return 0;
-    if (!admit(t, apex ? general : q.name, apex ? key_size : q.name_size + ROOT_TYPE_CLASS))
+    if (!admit(t, key + (q.name - q.key), (apex ? apex->size : q.name_size) + ROOT_TYPE_CLASS))
         return 0;
     entry = make_entry(&q, key, key_size, reply, reply_size, &kept, apex != NULL);
     if (!entry || stand_on_all(t, entry, &kept)) {
@@ -584,8 +590,11 @@ int kd_put(struct kd_table *t, const struct kd_scope *scope, const uint8_t *pack
     entry->reply_size = (uint32_t)reply_size;
     set_time(entry, lease, now);
     old = find(t, key, key_size, entry->hash);
-    if (apex)
+    if (apex) {
         apex->entries++;
+        /* Threads cannot take out what they find to be expired; it would stand in front of this one for good. */
+        remove_expired(t, find(t, q.key, q.key_size, kd_siphash(&t->secret, q.key, q.key_size)), now);
+    }
     if (old)
         remove_entry(t, old);
     insert(t, entry);
@@ -595,10 +604,8 @@ int kd_put(struct kd_table *t, const struct kd_scope *scope, const uint8_t *pack
 void kd_expire(struct kd_table *t, const struct kd_scope *scope, const uint8_t *packet, size_t size, double now)
 {
     struct question q;
-    struct kd_entry *entry = look_up(t, &q, scope, packet, size);
 
-    if (entry && now >= entry->until)
-        remove_entry(t, entry);
+    remove_expired(t, look_up(t, &q, scope, packet, size), now);
 }
 
 void kd_forget(struct kd_table *t, uint64_t hash)

@@ -853,15 +853,26 @@ def test_denials_take_their_place_in_the_table(metrics: Metrics) -> None:
     assert value(metrics, "bytes") == 0
 
 
-def test_with_little_room_a_denial_is_kept_the_second_time() -> None:
+@pytest.mark.parametrize("edns", [None, Edns(1232, False)])
+def test_with_little_room_a_denial_is_kept_the_second_time(edns: Edns | None) -> None:
+    """Whatever form the questions have."""
     cache = packet_cache(8, 2**20, Metrics())
     stored(cache, question())
     nobody = Leftovers(cache)
-    for name in ("a", "bb"):
-        packet = ask(name + ".svc.cluster.local.")
+    for packet in (ask("a.svc.cluster.local."), ask("bb.svc.cluster.local.", edns=edns)):
         assert cache.get(UDP, packet, 0.0) is None
         cache.put(UDP, packet, nobody.chain(packet), nobody.lease, 0.0)
-    assert cache.get(UDP, ask("ccc.svc.cluster.local."), 0.0)
+    assert cache.get(UDP, ask("ccc.svc.cluster.local.", edns=edns), 0.0)
+
+
+def test_no_question_seems_to_have_come_before() -> None:
+    cache = packet_cache(8, 2**20, Metrics())
+    stored(cache, question())
+    for number in range(2000):
+        packet = question(f"n{number}.example.")
+        cache.put(UDP, packet, answer(packet), ALWAYS, 0.0)
+    # Two that share place and sign would be a rare chance.
+    assert len(cache) <= 3
 
 
 def test_a_flood_of_names_that_nobody_has_leaves_the_table_as_it_is() -> None:

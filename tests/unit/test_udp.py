@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from kdns import limits
+from kdns.denial import Denial, make_existing
 from kdns.handler import Handler, Routes, Waiting
 from kdns.listen.udp import UdpListener, open_socket
-from kdns.message import NOERROR, A, Edns, Listener, Query, Record, Reply
+from kdns.message import FOREVER, NOERROR, NXDOMAIN, A, Edns, Lease, Listener, Query, Record, Reply
 from kdns.name import ROOT, from_text
 from kdns.packetcache import packet_cache
 from kdns.plugin import Next, Process
@@ -183,6 +184,30 @@ async def test_what_raises_costs_one_packet_of_a_batch() -> None:
         assert [(parse_reply_id(reply), reply[2] >> 7) for reply in replies] == [(0, 1), (2, 1), (3, 1)]
         assert len(seen) == 4 and len(failures) == 1
     served.listener.close()
+
+
+async def test_what_has_expired_does_not_stand_in_front_of_a_denial() -> None:
+    asked, until, existing = 0, 0.0, make_existing(1)
+
+    async def chain(query: Query) -> Reply:
+        nonlocal asked, until
+        asked += 1
+        if asked == 1:
+            until = served.process.now() + 0.005
+            return Reply(NOERROR, lease=Lease(until))
+        return Reply(NXDOMAIN, lease=Lease(FOREVER, denial=Denial(from_text("example."), existing)))
+
+    served = Served(chain)
+    try:
+        with served.client() as client:
+            for rcode in (NOERROR, NXDOMAIN, NXDOMAIN, NXDOMAIN):
+                client.send(question())
+                assert parse_reply(await receive(client)).rcode == rcode
+                while served.process.now() <= until:
+                    await asyncio.sleep(0.001)
+        assert asked == 2
+    finally:
+        served.listener.close()
 
 
 @pytest.mark.parametrize("late", [False, True])
