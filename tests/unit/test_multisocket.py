@@ -8,6 +8,7 @@ import socket
 import pytest
 
 from kdns import limits
+from kdns.listen.udp import UdpListener
 from kdns.message import A
 from kdns.name import from_text
 from kdns.plugins.multisocket import Multisocket
@@ -61,10 +62,10 @@ def test_without_the_compiled_twin_there_is_one_socket(monkeypatch: pytest.Monke
 # --- served ----------------------------------------------------------------------------------------------------------
 
 
-def corefile(port: int, *lines: str) -> str:
+def corefile(port: int, *lines: str, host: str = "127.0.0.1") -> str:
     rest = "".join(f" {line}\n" for line in lines)
     answer = 'template IN A {\n  answer "{{ .Name }} 30 IN A 192.0.2.9"\n }'
-    return f".:{port} {{\n bind 127.0.0.1\n{rest} {answer}\n}}\n"
+    return f".:{port} {{\n bind {host}\n{rest} {answer}\n}}\n"
 
 
 def sockets_on(port: int) -> int:
@@ -85,10 +86,17 @@ class Clients:
 
     async def ask(self, name: str) -> list[bytes]:
         """Everyone asks; all replies."""
-        loop = asyncio.get_running_loop()
+        self.send(name)
+        return await self.receive()
+
+    def send(self, name: str) -> None:
         for sock in self._socks:
             self._asked += 1
             sock.send(pack_query(self._asked % 65536, 0x0100, from_text(name), A, 1, None))
+
+    async def receive(self) -> list[bytes]:
+        """One reply for everyone."""
+        loop = asyncio.get_running_loop()
         return [await asyncio.wait_for(loop.sock_recv(sock, 4096), 5) for sock in self._socks]
 
     def close(self) -> None:
@@ -203,6 +211,35 @@ async def test_a_reload_changes_the_number_and_loses_nothing() -> None:
             with pytest.raises(OSError, match="in use"):
                 other.bind(("127.0.0.1", port))
     finally:
+        clients.close()
+        await server.stop()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
+async def test_nothing_is_lost_between_the_last_look_and_the_close(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    port, number = free_port(), 0
+    server = Server(lambda: parse(corefile(port, *([f"multisocket {number}"] if number else []), host=host)), 0)
+    await server.start()
+    clients = Clients(port)
+    asked = 0
+    stop = UdpListener.stop_reading
+
+    def stop_reading(listener: UdpListener) -> None:
+        nonlocal asked
+        clients.send("a.example.")
+        stop(listener)
+        clients.send("a.example.")
+        asked += 2
+
+    monkeypatch.setattr(UdpListener, "stop_reading", stop_reading)
+    try:
+        for number in (3, 2, 0):  # noqa: B007 - the configuration reads it
+            assert await server.reload()
+            while asked:
+                await clients.receive()
+                asked -= 1
+    finally:
+        monkeypatch.undo()
         clients.close()
         await server.stop()
 
