@@ -178,7 +178,7 @@ async def test_without_threads_to_be_had_the_sockets_are_served_all_the_same() -
         with captured_log() as log:
             # Enough for the four sockets, but not for what each thread takes beside.
             taken = {int(name) for name in os.listdir("/proc/self/fd")}
-            free = [number for number in range(max(taken) + 6) if number not in taken]
+            free = [number for number in range(max(taken) + 7) if number not in taken]
             resource.setrlimit(resource.RLIMIT_NOFILE, (free[5], hard))
             try:
                 assert await server.reload()
