@@ -102,7 +102,8 @@ cdef class PacketCache:
     cdef Py_ssize_t facts_room
     cdef readonly size_t max_entries, max_bytes
     cdef uint64_t misses_paid, evicted_paid, dropped_paid
-    cdef object _hits, _misses, _entries, _bytes, _evicted, _dropped
+    cdef bint settling
+    cdef object _pay, _hits, _misses, _entries, _bytes, _evicted, _dropped
 
     def __cinit__(self, size_t max_entries, size_t max_bytes, metrics):
         self.max_entries, self.max_bytes = max_entries, max_bytes
@@ -112,8 +113,9 @@ cdef class PacketCache:
             raise MemoryError
 
     def __init__(self, max_entries, max_bytes, metrics):
-        from kdns.packetcache import Counts
+        from kdns.packetcache import Counts, pay
 
+        self._pay = pay
         counts = Counts(metrics)
         self._hits, self._misses, self._entries = counts.hits, counts.misses, counts.entries
         self._bytes, self._evicted, self._dropped = counts.bytes, counts.evicted, counts.dropped
@@ -216,10 +218,18 @@ cdef class PacketCache:
         self._evicted.value += counts.evicted - self.evicted_paid
         self._dropped.value += counts.dropped - self.dropped_paid
         self.misses_paid, self.evicted_paid, self.dropped_paid = counts.misses, counts.evicted, counts.dropped
-        # Only this thread puts entries in and takes them out: the row is walked without the lock.
-        while entry != NULL:
-            self.pay(entry)
-            entry = kd_next(self.table, entry)
+        if self.settling:
+            return
+        # Only this thread puts entries in and takes them out: the row is walked without the lock.  What is paid may
+        # drop facts: then entries leave the row, but stay where they are and lead on, until all has been settled.
+        self.settling = True
+        try:
+            while entry != NULL:
+                self.pay(entry)
+                entry = kd_next(self.table, entry)
+        finally:
+            self.settling = False
+        self.bury()
 
     def clear(self):
         """Drop everything: the chain itself has changed."""
@@ -252,16 +262,17 @@ cdef class PacketCache:
     cdef int bury(self) except -1:
         """Pay for and free the entries that have left the table."""
         cdef kd_entry *entry
-        while True:
+        while not self.settling:
             kd_lock()
             entry = kd_dead(self.table)
             kd_unlock()
             if entry == NULL:
-                return 0
+                break
             try:
                 self.pay(entry)
             finally:
                 release(entry)
+        return 0
 
     cdef int pay(self, kd_entry *entry) except -1:
         """Settle what is owed for one entry."""
@@ -280,11 +291,7 @@ cdef class PacketCache:
             if owner == NULL:
                 continue
             owed = <tuple>owner
-            for duty in owed[0]:
-                duty(due.times, due.query, due.reply)
-            if owed[1] is not None:
-                # Replays take no time worth a bucket.
-                owed[1](due.times, due.query, due.reply, 0.0)
+            self._pay(owed[0], owed[1], due.times, due.query, due.reply)
 
 
 cdef void release(kd_entry *entry):

@@ -21,7 +21,7 @@ from kdns.packetcache import PacketCache, packet_cache
 from kdns.questions import storage_key
 from kdns.wire import pack_query, pack_reply, parse_query
 from tests.plugintest import record
-from tests.support import TWINS, use_twin
+from tests.support import TWINS, captured_log, use_twin
 
 UDP, TCP = b"u1", b"t1"
 ALWAYS = Lease(until=FOREVER)
@@ -479,6 +479,43 @@ def test_duties_are_settled_once_for_each_replay(cache: PacketCache, metrics: Me
     assert sum(other) == 21
     assert value(metrics, "hits_total") == 21
     assert value(metrics, "misses_total") == 1
+
+
+@pytest.mark.parametrize("how", ["settle", "forget", "clear"])
+def test_a_duty_may_drop_facts(how: str, cache: PacketCache, metrics: Metrics) -> None:
+    paid: list[int] = []
+
+    def duty(times: int, query: int, reply: int) -> None:
+        paid.append(times)
+        cache.forget([b"f"])
+        metrics.settle()
+        stored(cache, question("other."), Lease(FOREVER))
+        cache.get(UDP, question("other."), 0.0)
+
+    for number in range(30):
+        packet = question(f"n{number}.")
+        cache.put(UDP, packet, answer(packet), Lease(FOREVER, (b"f",), duties=(duty,)), 0.0)
+        assert cache.get(UDP, packet, 0.0)
+    {"settle": metrics.settle, "forget": lambda: cache.forget([b"f"]), "clear": cache.clear}[how]()
+    assert paid == [1] * 30
+    assert cache.facts == 0
+    cache.clear()
+    assert len(cache) == 0 and value(metrics, "bytes") == 0
+
+
+def test_a_duty_that_raises_keeps_no_reply(cache: PacketCache, metrics: Metrics) -> None:
+    def duty(times: int, query: int, reply: int) -> None:
+        raise RuntimeError("a bug")
+
+    for number in range(3):
+        packet = question(f"n{number}.")
+        cache.put(UDP, packet, answer(packet), Lease(FOREVER, (b"f",), duties=(duty,)), 0.0)
+        assert cache.get(UDP, packet, 0.0)
+    with captured_log() as log:
+        cache.forget([b"f"])
+    assert len(cache) == 0
+    assert len(log.matching("could not be paid: RuntimeError('a bug')")) == 3
+    assert value(metrics, "hits_total") == 3
 
 
 def test_duties_are_settled_on_eviction() -> None:
