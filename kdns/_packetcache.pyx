@@ -32,7 +32,9 @@ cdef int DONTWAIT = socket.MSG_DONTWAIT
 cdef size_t LARGEST = 65535
 
 
-cdef const uint8_t *octets(bytes value):
+cdef const uint8_t *octets(bytes value) except NULL:
+    if value is None:
+        raise TypeError("octets are wanted, not None")
     return <const uint8_t *>PyBytes_AS_STRING(value)
 
 
@@ -64,10 +66,10 @@ cdef class Existing:
     def __len__(self):
         return kd_names_count(self.names)
 
-    def __contains__(self, bytes name):
+    def __contains__(self, bytes name not None):
         return bool(kd_names_has(self.names, octets(name), PyBytes_GET_SIZE(name)))
 
-    def add(self, bytes name):
+    def add(self, bytes name not None):
         """A name has appeared."""
         cdef int failed
         kd_lock()
@@ -76,7 +78,7 @@ cdef class Existing:
         if failed:
             raise MemoryError
 
-    def discard(self, bytes name):
+    def discard(self, bytes name not None):
         """A name has gone."""
         kd_lock()
         kd_names_discard(self.names, octets(name), PyBytes_GET_SIZE(name))
@@ -88,7 +90,7 @@ cdef class Existing:
         kd_names_clear(self.names)
         kd_unlock()
 
-    def denies(self, bytes relative):
+    def denies(self, bytes relative not None):
         """Whether nothing can exist at this name."""
         return bool(kd_names_deny(self.names, octets(relative), PyBytes_GET_SIZE(relative)))
 
@@ -147,7 +149,7 @@ cdef class PacketCache:
         """How many facts something here stands on."""
         return self.count().facts
 
-    def get(self, bytes scope, bytes packet, double now):
+    def get(self, bytes scope not None, bytes packet not None, double now):
         """The whole reply to this packet, any packet; None: ask the chain."""
         cdef kd_scope within
         cdef Py_ssize_t size = PyBytes_GET_SIZE(packet)
@@ -167,7 +169,7 @@ cdef class PacketCache:
             self.bury()
         return None
 
-    def put(self, bytes scope, bytes packet, bytes reply, lease, double now, report=None):
+    def put(self, bytes scope not None, bytes packet not None, bytes reply not None, lease, double now, report=None):
         """Keep the reply to a packet as long as its lease says."""
         cdef kd_scope within
         cdef kd_lease kept
@@ -255,7 +257,7 @@ cdef class PacketCache:
                 raise MemoryError
             self.facts_room = count
         for i in range(count):
-            fact = <bytes>facts[i]
+            fact = <bytes?>facts[i]
             self.facts_[i] = kd_fact(self.table, octets(fact), PyBytes_GET_SIZE(fact))
         return self.facts_
 
@@ -310,7 +312,7 @@ cdef class Back:
     cdef kd_peer peer
     cdef Receiver receiver
 
-    def send(self, bytes reply):
+    def send(self, bytes reply not None):
         """Send the reply; one that the kernel does not take is counted, one whose socket has gone is let go."""
         if self.receiver.closed:
             return
@@ -342,7 +344,8 @@ cdef class Receiver:
     cdef int host_size
     cdef uint8_t host_octets[16]
 
-    def __cinit__(self, int fd, bint wildcard, PacketCache cache, bytes scope, handle, late, listener, size_t queue=0):
+    def __cinit__(self, int fd, bint wildcard, PacketCache cache not None, bytes scope not None, handle, late,
+                  listener, size_t queue=0):
         cdef kd_scope within
         fill_scope(&within, scope)
         self.fd, self.wake = fd, -1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from typing import Any
 
 import dns.edns
 import dns.flags
@@ -677,6 +678,19 @@ def test_random_use_agrees_with_a_model() -> None:
     assert set(owed.values()) == {0}
     assert value(metrics, "hits_total") == hits > 1000
     assert sum(cache.lines) == len(cache) <= 40
+
+
+@pytest.mark.parametrize("fact", ["text", None, 5])
+def test_the_compiled_twin_refuses_facts_that_are_no_octets(fact: Any, cache: PacketCache, twin: str) -> None:
+    """So that a plugin that gives such facts reads no memory that is not its own."""
+    if twin == "python":
+        pytest.skip("takes anything that can be hashed")
+    packet = question()
+    with pytest.raises(TypeError):
+        cache.put(UDP, packet, answer(packet), Lease(FOREVER, (fact,)), 0.0)
+    with pytest.raises(TypeError):
+        cache.forget([fact])
+    assert len(cache) == 0 and cache.facts == 0
 
 
 # --- names that nobody has -------------------------------------------------------------------------------------------
