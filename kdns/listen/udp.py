@@ -61,6 +61,11 @@ def share(sock: socket.socket, shared: bool) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
 
 
+def is_shared(sock: socket.socket) -> bool:
+    """What `share` has said last."""
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
+
+
 def is_wildcard(host: str) -> bool:
     """Whether a socket bound to this address answers for all of the host's."""
     return host in ("0.0.0.0", "::")  # noqa: S104 - compared, not bound

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import resource
 import socket
@@ -72,6 +73,17 @@ def sockets_on(port: int) -> int:
     """UDP sockets of this process on a port of 127.0.0.1."""
     with open("/proc/self/net/udp") as table:
         return sum(line.split()[1] == f"0100007F:{port:04X}" for line in table)
+
+
+def alone_on(port: int) -> bool:
+    """Whether the socket on a port of 127.0.0.1 shares it with nobody."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, True)
+        try:
+            other.bind(("127.0.0.1", port))
+        except OSError as error:
+            return error.errno == errno.EADDRINUSE
+    return False
 
 
 class Clients:
@@ -205,11 +217,7 @@ async def test_a_reload_changes_the_number_and_loses_nothing() -> None:
             assert await server.reload(force=True)
             assert sockets_on(port) == (count or 1)
             assert len(await clients.ask("a.example.")) == 40
-        # Alone again, it shares its address with nobody.
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
-            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, True)
-            with pytest.raises(OSError, match="in use"):
-                other.bind(("127.0.0.1", port))
+        assert alone_on(port)
     finally:
         clients.close()
         await server.stop()
@@ -242,6 +250,23 @@ async def test_nothing_is_lost_between_the_last_look_and_the_close(host: str, mo
         monkeypatch.undo()
         clients.close()
         await server.stop()
+
+
+async def test_a_refused_reload_leaves_the_address_to_nobody_else() -> None:
+    port = free_port()
+    text = corefile(port)
+    server = Server(lambda: parse(text), 0)
+    await server.start()
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        text = corefile(port, "multisocket 2") + corefile(busy.getsockname()[1])
+        with captured_log() as log:
+            assert not await server.reload()
+        assert log.matching("in use")
+    assert sockets_on(port) == 1
+    assert alone_on(port)
+    await server.stop()
 
 
 async def test_what_served_before_a_reload_is_given_back() -> None:
