@@ -7,7 +7,8 @@ TESTS ?= tests
 WORKERS ?= $(shell expr \( $$(nproc) \* 3 + 1 \) / 2)
 SOURCES := pyproject.toml setup.py $(wildcard kdns/*.pyx kdns/*.pxd kdns/native/*)
 SANITIZED := tests/unit/test_packetcache.py tests/unit/test_udp.py tests/unit/test_multisocket.py \
-    tests/unit/test_listen_loop.py tests/unit/test_denial.py tests/unit/test_upstream_native.py tests/fuzz/test_wire_twins.py
+    tests/unit/test_listen_loop.py tests/unit/test_denial.py tests/unit/test_upstream_native.py tests/fuzz/test_wire_twins.py \
+    tests/fuzz/test_packetcache_twins.py
 
 .PHONY: run test check tests test-kube test-coredns chaos bench fuzz fuzz-native sanitized wheels clean
 
@@ -50,7 +51,7 @@ fuzz-native: FOR ?= 60
 fuzz-native:  ## the packet cache's C under libFuzzer, ASan and UBSan, for FOR seconds; needs clang
 	@mkdir -p build/fuzz/corpus
 	clang -g -O1 -fsanitize=fuzzer,address,undefined -fno-sanitize-recover=undefined -DKD_FIRST_BUCKETS=2 -Ikdns/native \
-	    tests/native/fuzz_table.c $(addprefix kdns/native/,table.c question.c plan.c names.c) -lm -o build/fuzz/table
+	    tests/native/fuzz_table.c $(addprefix kdns/native/,table.c entry.c facts.c question.c plan.c names.c) -lm -o build/fuzz/table
 	build/fuzz/table -max_total_time=$(FOR) -max_len=4096 -artifact_prefix=build/fuzz/ build/fuzz/corpus
 
 sanitized: $(VENV)/dev  ## the tests of the compiled twins with ASan and UBSan in them; needs gcc

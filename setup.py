@@ -18,8 +18,9 @@ FLAGS = shlex.split(os.environ.get("KDNS_CFLAGS", ""))
 
 TWINS: dict[str, list[str]] = {
     "kdns._packetcache": [
-        "kdns/_packetcache.pyx", "kdns/native/table.c", "kdns/native/question.c", "kdns/native/plan.c",
-        "kdns/native/names.c", "kdns/native/udp.c", "kdns/native/threads.c",
+        "kdns/_packetcache.pyx", "kdns/native/table.c", "kdns/native/entry.c", "kdns/native/facts.c",
+        "kdns/native/question.c", "kdns/native/plan.c", "kdns/native/names.c", "kdns/native/udp.c",
+        "kdns/native/threads.c",
     ],
     "kdns._upstream": ["kdns/_upstream.pyx"],
     "kdns._wire": ["kdns/_wire.pyx"],

@@ -6,7 +6,6 @@ the packet cache while the interpreter is busy, and a fuzzer can reach it.  Here
 replays is paid, and what the packet cache does not know is put to the handler.
 """
 
-import errno
 import os
 import socket
 
@@ -33,7 +32,9 @@ cdef int DONTWAIT = socket.MSG_DONTWAIT
 cdef size_t LARGEST = 65535
 
 
-cdef const uint8_t *octets(bytes value):
+cdef const uint8_t *octets(bytes value) except NULL:
+    if value is None:
+        raise TypeError("octets are wanted, not None")
     return <const uint8_t *>PyBytes_AS_STRING(value)
 
 
@@ -65,10 +66,10 @@ cdef class Existing:
     def __len__(self):
         return kd_names_count(self.names)
 
-    def __contains__(self, bytes name):
+    def __contains__(self, bytes name not None):
         return bool(kd_names_has(self.names, octets(name), PyBytes_GET_SIZE(name)))
 
-    def add(self, bytes name):
+    def add(self, bytes name not None):
         """A name has appeared."""
         cdef int failed
         kd_lock()
@@ -77,7 +78,7 @@ cdef class Existing:
         if failed:
             raise MemoryError
 
-    def discard(self, bytes name):
+    def discard(self, bytes name not None):
         """A name has gone."""
         kd_lock()
         kd_names_discard(self.names, octets(name), PyBytes_GET_SIZE(name))
@@ -89,7 +90,7 @@ cdef class Existing:
         kd_names_clear(self.names)
         kd_unlock()
 
-    def denies(self, bytes relative):
+    def denies(self, bytes relative not None):
         """Whether nothing can exist at this name."""
         return bool(kd_names_deny(self.names, octets(relative), PyBytes_GET_SIZE(relative)))
 
@@ -103,7 +104,8 @@ cdef class PacketCache:
     cdef Py_ssize_t facts_room
     cdef readonly size_t max_entries, max_bytes
     cdef uint64_t misses_paid, evicted_paid, dropped_paid
-    cdef object _hits, _misses, _entries, _bytes, _evicted, _dropped
+    cdef bint settling
+    cdef object _pay, _hits, _misses, _entries, _bytes, _evicted, _dropped
 
     def __cinit__(self, size_t max_entries, size_t max_bytes, metrics):
         self.max_entries, self.max_bytes = max_entries, max_bytes
@@ -113,8 +115,9 @@ cdef class PacketCache:
             raise MemoryError
 
     def __init__(self, max_entries, max_bytes, metrics):
-        from kdns.packetcache import Counts
+        from kdns.packetcache import Counts, pay
 
+        self._pay = pay
         counts = Counts(metrics)
         self._hits, self._misses, self._entries = counts.hits, counts.misses, counts.entries
         self._bytes, self._evicted, self._dropped = counts.bytes, counts.evicted, counts.dropped
@@ -146,7 +149,7 @@ cdef class PacketCache:
         """How many facts something here stands on."""
         return self.count().facts
 
-    def get(self, bytes scope, bytes packet, double now):
+    def get(self, bytes scope not None, bytes packet not None, double now):
         """The whole reply to this packet, any packet; None: ask the chain."""
         cdef kd_scope within
         cdef Py_ssize_t size = PyBytes_GET_SIZE(packet)
@@ -166,7 +169,7 @@ cdef class PacketCache:
             self.bury()
         return None
 
-    def put(self, bytes scope, bytes packet, bytes reply, lease, double now, report=None):
+    def put(self, bytes scope not None, bytes packet not None, bytes reply not None, lease, double now, report=None):
         """Keep the reply to a packet as long as its lease says."""
         cdef kd_scope within
         cdef kd_lease kept
@@ -217,10 +220,18 @@ cdef class PacketCache:
         self._evicted.value += counts.evicted - self.evicted_paid
         self._dropped.value += counts.dropped - self.dropped_paid
         self.misses_paid, self.evicted_paid, self.dropped_paid = counts.misses, counts.evicted, counts.dropped
-        # Only this thread puts entries in and takes them out: the row is walked without the lock.
-        while entry != NULL:
-            self.pay(entry)
-            entry = kd_next(self.table, entry)
+        if self.settling:
+            return
+        # Only this thread puts entries in and takes them out: the row is walked without the lock.  What is paid may
+        # drop facts: then entries leave the row, but stay where they are and lead on, until all has been settled.
+        self.settling = True
+        try:
+            while entry != NULL:
+                self.pay(entry)
+                entry = kd_next(self.table, entry)
+        finally:
+            self.settling = False
+        self.bury()
 
     def clear(self):
         """Drop everything: the chain itself has changed."""
@@ -246,23 +257,24 @@ cdef class PacketCache:
                 raise MemoryError
             self.facts_room = count
         for i in range(count):
-            fact = <bytes>facts[i]
+            fact = <bytes?>facts[i]
             self.facts_[i] = kd_fact(self.table, octets(fact), PyBytes_GET_SIZE(fact))
         return self.facts_
 
     cdef int bury(self) except -1:
         """Pay for and free the entries that have left the table."""
         cdef kd_entry *entry
-        while True:
+        while not self.settling:
             kd_lock()
             entry = kd_dead(self.table)
             kd_unlock()
             if entry == NULL:
-                return 0
+                break
             try:
                 self.pay(entry)
             finally:
                 release(entry)
+        return 0
 
     cdef int pay(self, kd_entry *entry) except -1:
         """Settle what is owed for one entry."""
@@ -281,11 +293,7 @@ cdef class PacketCache:
             if owner == NULL:
                 continue
             owed = <tuple>owner
-            for duty in owed[0]:
-                duty(due.times, due.query, due.reply)
-            if owed[1] is not None:
-                # Replays take no time worth a bucket.
-                owed[1](due.times, due.query, due.reply, 0.0)
+            self._pay(owed[0], owed[1], due.times, due.query, due.reply)
 
 
 cdef void release(kd_entry *entry):
@@ -304,8 +312,8 @@ cdef class Back:
     cdef kd_peer peer
     cdef Receiver receiver
 
-    def send(self, bytes reply):
-        """Send the reply; one that the kernel does not take, or whose socket has been closed, is counted."""
+    def send(self, bytes reply not None):
+        """Send the reply; one that the kernel does not take is counted, one whose socket has gone is let go."""
         if self.receiver.closed:
             return
         if kd_udp_send_one(self.receiver.fd, &self.peer, octets(reply), PyBytes_GET_SIZE(reply)):
@@ -319,7 +327,8 @@ cdef class Receiver:
     ``late(that, back)`` is called, and ``back.send(reply)`` answers later.  The socket stays the caller's.
 
     ``queue`` octets, when not 0, start a native thread that reads the socket instead; what it leaves waits in a queue
-    of that size until `drain` is called: whenever ``fileno()`` is readable.
+    of that size until `drain` is called: whenever ``fileno()`` is readable.  Raises OSError when there is no thread to
+    be had.
     """
 
     cdef int fd, wake
@@ -330,11 +339,13 @@ cdef class Receiver:
     cdef kd_udp *udp
     cdef kd_udp *threads_
     cdef kd_thread *thread
+    cdef uint64_t overflown
     cdef str host
     cdef int host_size
     cdef uint8_t host_octets[16]
 
-    def __cinit__(self, int fd, bint wildcard, PacketCache cache, bytes scope, handle, late, listener, size_t queue=0):
+    def __cinit__(self, int fd, bint wildcard, PacketCache cache not None, bytes scope not None, handle, late,
+                  listener, size_t queue=0):
         cdef kd_scope within
         fill_scope(&within, scope)
         self.fd, self.wake = fd, -1
@@ -349,18 +360,28 @@ cdef class Receiver:
             self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
             self.thread = kd_thread_start(self.threads_, queue, self.wake)
             if self.thread == NULL:
-                raise OSError(errno.EAGAIN, "no thread could be started")
+                PyErr_SetFromErrno(OSError)
 
     def __dealloc__(self):
-        if self.thread != NULL:
-            with nogil:
-                kd_thread_free(self.thread)
-        if self.wake >= 0:
-            os.close(self.wake)
+        self.end_thread()
         if self.threads_ != NULL:
             kd_udp_free(self.threads_)
         if self.udp != NULL:
             kd_udp_free(self.udp)
+
+    cdef int end_thread(self) except -1:
+        """Give back the thread, its queue and what wakes us; without one nothing is done."""
+        cdef kd_thread *thread = self.thread
+        if thread != NULL:
+            self.thread = NULL
+            with nogil:
+                kd_thread_stop(thread)
+            self.overflown += kd_thread_overflows(thread)
+            kd_thread_free(thread)
+        if self.wake >= 0:
+            os.close(self.wake)
+            self.wake = -1
+        return 0
 
     def fileno(self):
         """What is readable when `drain` has something to do."""
@@ -374,7 +395,7 @@ cdef class Receiver:
     @property
     def overflows(self):
         """Packets that found the queue full."""
-        return kd_thread_overflows(self.thread) if self.thread != NULL else 0
+        return self.overflown + (kd_thread_overflows(self.thread) if self.thread != NULL else 0)
 
     def drain(self):
         """Read and answer one batch; whether there was anything."""
@@ -403,11 +424,9 @@ cdef class Receiver:
         self.fd = sock.fileno()
 
     def close(self):
-        """Send nothing any more: the socket is about to be closed."""
-        if self.thread != NULL:
-            with nogil:
-                kd_thread_stop(self.thread)
+        """Read and send nothing any more: the socket is about to be closed.  Gives back all but the counts."""
         self.closed = True
+        self.end_thread()
 
     cdef bint turn(self) except -1:
         """Answer what is left of the last batch, or read one; whether there was anything."""
@@ -439,32 +458,42 @@ cdef class Receiver:
         return count > 0
 
     cdef int ask(self) except -1:
-        """Put to the handler what is left of the batch, and send the replies."""
-        cdef int count = self.udp.left, i
-        cdef kd_slot *slot
-        cdef Back back
-        cdef Py_ssize_t size
-        handle, listener, scope = self.handle, self.listener, self.scope
+        """Put to the handler what is left of the batch, and send the replies; raises what went wrong first."""
+        cdef int count = self.udp.left, done = 0
+        broken = None
         try:
-            for i in range(count):
-                slot = &self.udp.slots[i]
-                packet = PyBytes_FromStringAndSize(<char *>slot.packet, slot.size)
-                slot.size = 0
-                reply = handle(packet, self.peer(&slot.peer), listener, scope)
-                if reply is None:
-                    continue
-                if not isinstance(reply, bytes):
-                    self.late(reply, self.back(&slot.peer))
-                    continue
-                size = PyBytes_GET_SIZE(reply)
-                if size <= KD_PACKET:
-                    memcpy(slot.packet, octets(reply), size)
-                    slot.size = size
-                else:
-                    self.back(&slot.peer).send(reply)
+            while done < count:
+                done += 1
+                try:
+                    self.ask_one(&self.udp.slots[done - 1])
+                except Exception as error:
+                    # It costs this one packet.  The others of the batch have left the socket: nobody else has them.
+                    broken = broken or error
         finally:
+            # Beyond these, slots hold queries.
             self.udp.left = 0
-            kd_udp_send(self.udp, count)
+            kd_udp_send(self.udp, done)
+        if broken is not None:
+            raise broken
+        return 0
+
+    cdef int ask_one(self, kd_slot *slot) except -1:
+        """Put one packet to the handler, and its reply in the packet's place."""
+        cdef Py_ssize_t size
+        packet = PyBytes_FromStringAndSize(<char *>slot.packet, slot.size)
+        slot.size = 0
+        reply = self.handle(packet, self.peer(&slot.peer), self.listener, self.scope)
+        if reply is None:
+            return 0
+        if not isinstance(reply, bytes):
+            self.late(reply, self.back(&slot.peer))
+            return 0
+        size = PyBytes_GET_SIZE(reply)
+        if size <= KD_PACKET:
+            memcpy(slot.packet, octets(reply), size)
+            slot.size = size
+        else:
+            self.back(&slot.peer).send(reply)
         return 0
 
     cdef Back back(self, kd_peer *peer):

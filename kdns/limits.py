@@ -16,7 +16,10 @@ UDP_BATCH: Final = 64
 UDP_LAST_BATCHES: Final = 64
 """Batches still read from a socket that is about to be closed: more than its receive buffer holds."""
 UDP_QUEUE: Final = 2**20
-"""Octets of queries that one native thread has handed to Python; more are let go (kdns_udp_overflows_total)."""
+"""Octets of queries that all native threads of an address have handed to Python (a small query takes 160); more are let
+go (kdns_udp_overflows_total): what had to wait behind them would come too late."""
+UDP_QUEUE_LEAST: Final = 2**14
+"""Of one native thread, however many there are."""
 EDNS_OPTIONS: Final = 64
 """EDNS options read in one OPT; a query with more is a FORMERR."""
 NAME_POINTERS: Final = 126

@@ -30,6 +30,7 @@ from typing import Final
 
 from kdns.compiled import twin
 from kdns.denial import Existing
+from kdns.log import Logger
 from kdns.message import FOREVER, TC, Duty, Fact, Lease, Report
 from kdns.metrics import Metrics
 from kdns.name import MAX_LABEL, MAX_NAME
@@ -37,6 +38,7 @@ from kdns.patches import POINTER, Plan, Scheme, cut, make_plan, scheme
 from kdns.questions import OPT_SIZE, Form, Key, form_of, options_ignored, storage_key
 from kdns.standing import Standing
 
+_LOG: Final = Logger("packetcache")
 _HEADER: Final = 12
 _TTL: Final = struct.Struct(">I")
 _SHORT: Final = struct.Struct(">H")
@@ -262,7 +264,7 @@ class PacketCache:
         """Pay what is owed for all hits so far, so that every counter is up to date; runs before each scrape."""
         self._counts.entries.value = len(self._table)
         self._counts.bytes.value = self._used
-        for entry in self._table.values():
+        for entry in list(self._table.values()):  # what is paid may drop facts
             if entry.hits != entry.paid:
                 self._pay(entry)
 
@@ -380,7 +382,7 @@ class PacketCache:
             return True
         # A question that takes another's place costs that one a walk through the chain, no more.
         mark = hash(question.lower())
-        place, sign = mark % _DOOR, mark >> 20 & 255
+        place, sign = mark % _DOOR, 1 + (mark >> 20) % 255  # 0: nothing has come yet
         if self._door[place] == sign:
             return True
         self._door[place] = sign
@@ -401,6 +403,8 @@ class PacketCache:
             self._evict()
 
     def _remove(self, entry: Entry) -> None:
+        if self._table.get(entry.key) is not entry:
+            return  # what was paid for another one has dropped it
         del self._table[entry.key]
         self._standing.remove(entry, entry.facts)
         (self._young if entry.young else self._old).remove(entry)
@@ -435,11 +439,19 @@ class PacketCache:
             entry.paid = entry.hits
             self._counts.hits.value += replays
             for times, query_octets, reply_octets in _owed(entry, replays):
-                for duty in entry.duties:
-                    duty(times, query_octets, reply_octets)
-                if entry.report is not None:
-                    # Replays take no time worth a bucket.
-                    entry.report(times, query_octets, reply_octets, 0.0)
+                pay(entry.duties, entry.report, times, query_octets, reply_octets)
+
+
+def pay(duties: tuple[Duty, ...], report: Report | None, times: int, query_octets: int, reply_octets: int) -> None:
+    """Do what is owed for replays.  Never raises: a plugin's bug there must not keep a reply whose fact has changed."""
+    try:
+        for duty in duties:
+            duty(times, query_octets, reply_octets)
+        if report is not None:
+            # Replays take no time worth a bucket.
+            report(times, query_octets, reply_octets, 0.0)
+    except Exception as error:  # noqa: BLE001 - whatever it is
+        _LOG.error(f"what is owed for {times} replays could not be paid: {error!r}")
 
 
 def packet_cache(max_entries: int, max_bytes: int, metrics: Metrics) -> PacketCache:

@@ -243,13 +243,13 @@ class Server:
     ) -> list[udp.UdpListener]:
         # Sockets that share an address share their answers, too.
         scopes = {sock.family: self._scope() for sock in opened.datagram}
+        threads = len(opened.datagram) if service.sockets else 0
         return [
             udp.UdpListener(
-                sock, handler, self._packets, endpoint.label, scopes[sock.family], self.process.metrics,
-                threaded=bool(service.sockets),
+                sock, handler, self._packets, endpoint.label, scopes[sock.family], self.process.metrics, threads
             )
             for sock in opened.datagram
-        ]  # fmt: skip
+        ]
 
     def _replace_datagram(self, endpoint: Endpoint, service: Service, opened: Sockets) -> None:
         """Go over to another number of UDP sockets; what the old ones hold is answered first."""

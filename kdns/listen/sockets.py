@@ -78,7 +78,9 @@ def open_datagram_again(
     """
     found: list[socket.socket] = []
     for sock in old:
-        udp.share(sock, True)
+        if not udp.is_shared(sock):
+            udp.share(sock, True)
+            opened.callback(udp.share, sock, False)
     for host, port in dict.fromkeys(sock.getsockname()[:2] for sock in old):
         try:
             found += _open_datagram(host, port, opened, count or 1)

@@ -7,6 +7,7 @@ receive buffer is the queue.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import Callable
 from typing import Any, Final
@@ -14,6 +15,7 @@ from typing import Any, Final
 from kdns import limits
 from kdns.compiled import twin
 from kdns.handler import Handler, Waiting
+from kdns.log import Logger
 from kdns.message import Listener
 from kdns.metrics import Cell, Metrics
 from kdns.packetcache import PacketCache
@@ -59,6 +61,11 @@ def share(sock: socket.socket, shared: bool) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, shared)
 
 
+def is_shared(sock: socket.socket) -> bool:
+    """What `share` has said last."""
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
+
+
 def is_wildcard(host: str) -> bool:
     """Whether a socket bound to this address answers for all of the host's."""
     return host in ("0.0.0.0", "::")  # noqa: S104 - compared, not bound
@@ -67,7 +74,8 @@ def is_wildcard(host: str) -> bool:
 class UdpListener:
     """Reads one UDP socket and answers what comes in, on the twin that its packet cache is of (see `kdns.compiled`).
 
-    ``threaded``: a native thread reads the socket and answers what the packet cache knows; the compiled twin only.
+    ``threads``: so many native threads serve the address, one of them this socket: it reads it and answers what the
+    packet cache knows; the compiled twin only.  0: none.
     """
 
     def __init__(
@@ -78,7 +86,7 @@ class UdpListener:
         server: str,
         scope: bytes,
         metrics: Metrics,
-        threaded: bool = False,
+        threads: int = 0,
     ) -> None:
         host, port = sock.getsockname()[:2]
         self.sock = sock
@@ -87,18 +95,17 @@ class UdpListener:
         """Queries that wait for something → the way back to the asker."""
         self._answered: list[tuple[Any, bytes]] = []
         """Replies that waited, with the same."""
-        self._predecessors: list[UdpListener] = []
-        """Earlier listeners whose late answers go through this one's socket."""
+        self._predecessors: set[UdpListener] = set()
+        """Earlier listeners whose late answers go through this one's socket, as long as they have any."""
+        self._heir: UdpListener | None = None
         self._loop = asyncio.get_running_loop()
         listener = Listener(server, "udp", (host, port), "2" if sock.family == socket.AF_INET6 else "1")
+        call = (is_wildcard(host), packets, scope, handler.handle, self._late, listener)
         self._receiver: Any
         if isinstance(packets, PacketCache):
-            self._receiver = Receiver(sock, is_wildcard(host), packets, scope, handler.handle, self._late, listener)
+            self._receiver = Receiver(sock, *call)
         else:
-            self._receiver = twin("kdns._packetcache").Receiver(
-                sock.fileno(), is_wildcard(host), packets, scope, handler.handle, self._late, listener,
-                limits.UDP_QUEUE if threaded else 0,
-            )  # fmt: skip
+            self._receiver = _native_receiver(sock, call, threads)
         self._unsent: Cell = metrics.counter(
             "kdns_udp_unsent_total", "Replies that the kernel would not take.", ("server",)
         ).cell(server)
@@ -136,14 +143,26 @@ class UdpListener:
 
     def hand_over(self, heir: UdpListener) -> None:
         """Answer what the socket holds, then close it; what waits is answered through the heir's (same address)."""
+        # A connected socket takes no part in the kernel's choice among those of an address (Linux 5.4), so nothing can
+        # come between the last look and the close.  Where it cannot be connected, that little may be lost.
+        with contextlib.suppress(OSError):
+            self.sock.connect(self.sock.getsockname())
         self.stop_reading()
         for listener in (self, *self._predecessors):
             listener._receiver.send_through(heir.sock)
-            heir._predecessors.append(listener)
-        self._predecessors = []
-        self._settle()
+            listener._heir = heir
+            heir._predecessors.add(listener)
+            listener._go_when_done()
+        self._predecessors = set()
         self._no_scrape()
         self.sock.close()
+
+    def _go_when_done(self) -> None:
+        """A listener that has handed over is kept for its late answers only."""
+        if self._heir is not None and not self._waiting and not self._answered:
+            self._heir._predecessors.discard(self)
+            self._receiver.close()
+        self._settle()
 
     def _give_up(self) -> None:
         for waiting in list(self._waiting):
@@ -168,17 +187,33 @@ class UdpListener:
             if not self._answered:
                 self._loop.call_soon(self._send_late)
             self._answered.append((back, reply))
+        elif self._heir is not None:
+            self._go_when_done()
 
     def _send_late(self) -> None:
         answered, self._answered = self._answered, []
         for back, reply in answered:
             back.send(reply)
+        if self._heir is not None:
+            self._go_when_done()
 
     def _settle(self) -> None:
         unsent, overflows = self._receiver.unsent, self._receiver.overflows
         self._unsent.value += unsent - self._counted[0]
         self._overflows.value += overflows - self._counted[1]
         self._counted = unsent, overflows
+
+
+def _native_receiver(sock: socket.socket, call: tuple[Any, ...], threads: int) -> Any:
+    """The compiled receiver; without the thread that it should have where the system has none to give."""
+    receiver = twin("kdns._packetcache").Receiver
+    if threads:
+        queue = max(limits.UDP_QUEUE // threads, limits.UDP_QUEUE_LEAST)
+        try:
+            return receiver(sock.fileno(), *call, queue)
+        except OSError as error:
+            Logger("multisocket").error(f"a socket is served without a thread of its own: {error.strerror}")
+    return receiver(sock.fileno(), *call)
 
 
 class Receiver:

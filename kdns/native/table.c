@@ -1,16 +1,11 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
+#include "entry.h"
 #include "names.h"
-#include "plan.h"
-#include "question.h"
 
 #include <math.h>
 #include <stdlib.h>
-
-#ifndef KD_FIRST_BUCKETS
-#define KD_FIRST_BUCKETS 1024 /* a power of two; both kinds of buckets double when there are more things than buckets */
-#endif
 
 enum {
     TC = 2,
@@ -19,49 +14,10 @@ enum {
     PLENTY = 8,        /* there is plenty of room while less than one part in so many is taken */
     YOUNG_SHARE = 10,  /* the young ones give way first as long as they are more than one in so many */
     CHANCES = 32,      /* old entries in use that one eviction passes over */
-    APEXES = 16,       /* apexes with general entries at a time; further replies are kept for their own name only */
-    MALLOC = 16        /* what the allocator takes beside each block */
+    APEXES = 16        /* apexes with general entries at a time; further replies are kept for their own name only */
 };
 
 /* --- what a table consists of -------------------------------------------------------------------------------------- */
-
-/* Something in the world that entries stand on. */
-struct fact {
-    uint64_t hash;
-    struct fact *next; /* in its bucket */
-    struct link *first;
-};
-
-/* One entry stands on one fact. */
-struct link {
-    struct kd_entry *entry;
-    struct fact *fact;
-    struct link *before, *next;
-};
-
-struct kd_entry {
-    struct kd_entry *next; /* in its bucket, or among the dead */
-    struct kd_entry *older, *newer;
-    struct apex *apex;     /* of a general entry */
-    uint64_t hash;
-    uint64_t hits, paid, seen;
-    double until, fresh, origin;
-    int64_t born;
-    void *owner;
-    struct kd_names *names;
-    uint64_t *by_length;   /* general: hits by the octets of the name, since they were last paid */
-    struct link *links;
-    struct ttl *ttls;
-    uint32_t *turns;       /* where the addresses begin, and where the last one ends */
-    uint32_t *pointers;    /* general: where in the tail a pointer into the question stands */
-    uint8_t *key, *head, *tail;
-    size_t octets;         /* that count against the bound */
-    uint32_t tail_size;
-    uint32_t query_size, reply_size;
-    uint16_t key_size, name_size;
-    uint16_t link_count, ttl_count, turn_count, pointer_count;
-    uint8_t young;
-};
 
 struct line {
     struct kd_entry end; /* only its older and newer: the row begins and ends here */
@@ -78,8 +34,8 @@ struct kd_table {
     size_t max_entries, max_octets;
     struct kd_secret secret;
     struct kd_entry **buckets;
-    struct fact **facts;
-    size_t bucket_count, fact_buckets, fact_count, count, used;
+    struct facts facts;
+    size_t bucket_count, count, used;
     struct line young, old;
     struct kd_entry *dead;
     uint64_t misses, evicted, dropped;
@@ -213,83 +169,6 @@ long kd_answer(struct kd_table *t, const struct kd_scope *scope, uint8_t *packet
     return (long)(at + entry->tail_size);
 }
 
-/* --- facts --------------------------------------------------------------------------------------------------------- */
-
-uint64_t kd_fact(const struct kd_table *t, const uint8_t *fact, size_t size)
-{
-    return kd_siphash(&t->secret, fact, size);
-}
-
-static struct fact **find_fact(const struct kd_table *t, uint64_t hash)
-{
-    struct fact **at = &t->facts[hash & (t->fact_buckets - 1)];
-
-    while (*at && (*at)->hash != hash)
-        at = &(*at)->next;
-    return at;
-}
-
-static void grow_facts(struct kd_table *t)
-{
-    size_t old = t->fact_buckets;
-    struct fact **facts = t->facts, **larger = calloc(old * 2, sizeof *larger);
-
-    if (!larger)
-        return; /* longer chains */
-    t->facts = larger;
-    t->fact_buckets = old * 2;
-    for (size_t i = 0; i < old; i++)
-        for (struct fact *fact = facts[i], *next; fact; fact = next) {
-            struct fact **at = &t->facts[fact->hash & (t->fact_buckets - 1)];
-
-            next = fact->next;
-            fact->next = *at;
-            *at = fact;
-        }
-    free(facts);
-}
-
-/* Let an entry stand on a fact; -1: no memory. */
-static int stand(struct kd_table *t, struct kd_entry *entry, struct link *link, uint64_t hash)
-{
-    struct fact **at = find_fact(t, hash), *fact = *at;
-
-    if (!fact) {
-        fact = calloc(1, sizeof *fact);
-        if (!fact)
-            return -1;
-        fact->hash = hash;
-        *at = fact;
-        if (++t->fact_count > t->fact_buckets)
-            grow_facts(t);
-    }
-    link->entry = entry;
-    link->fact = fact;
-    link->before = NULL;
-    link->next = fact->first;
-    if (fact->first)
-        fact->first->before = link;
-    fact->first = link;
-    return 0;
-}
-
-static void leave(struct kd_table *t, struct link *link)
-{
-    struct fact *fact = link->fact;
-
-    if (link->next)
-        link->next->before = link->before;
-    if (link->before)
-        link->before->next = link->next;
-    else
-        fact->first = link->next;
-    if (!fact->first) {
-        *find_fact(t, fact->hash) = fact->next;
-        t->fact_count--;
-        free(fact);
-    }
-}
-
 /* --- keeping ------------------------------------------------------------------------------------------------------- */
 
 static void append(struct line *line, struct kd_entry *entry)
@@ -320,8 +199,7 @@ static void remove_entry(struct kd_table *t, struct kd_entry *entry)
     while (*at != entry)
         at = &(*at)->next;
     *at = entry->next;
-    for (unsigned i = 0; i < entry->link_count; i++)
-        leave(t, &entry->links[i]);
+    kd_leave(&t->facts, entry);
     take_out(line_of(t, entry), entry);
     t->count--;
     t->used -= entry->octets;
@@ -329,6 +207,12 @@ static void remove_entry(struct kd_table *t, struct kd_entry *entry)
         entry->apex->entries--;
     entry->next = t->dead;
     t->dead = entry;
+}
+
+static void remove_expired(struct kd_table *t, struct kd_entry *entry, double now)
+{
+    if (entry && now >= entry->until)
+        remove_entry(t, entry);
 }
 
 /* Let one entry go: see "Room" in kdns/packetcache.py. */
@@ -364,7 +248,7 @@ static int admit(struct kd_table *t, const uint8_t *question, size_t size)
         return 1;
     mark = kd_siphash(&t->secret, question, size);
     place = &t->door[mark % DOOR];
-    sign = (uint8_t)(mark >> 20);
+    sign = (uint8_t)(1 + (mark >> 20) % 255); /* 0: nothing has come yet */
     if (*place == sign)
         return 1;
     *place = sign;
@@ -389,75 +273,6 @@ static void grow_buckets(struct kd_table *t)
             *at = entry;
         }
     free(buckets);
-}
-
-/* --- making an entry ----------------------------------------------------------------------------------------------- */
-
-static void *carve(uint8_t **at, size_t size)
-{
-    void *piece = *at;
-
-    *at += (size + 7) & ~(size_t)7;
-    return piece;
-}
-
-static size_t room_for(size_t size)
-{
-    return (size + 7) & ~(size_t)7;
-}
-
-/* An entry with all its pieces in one block, filled from the plan; NULL: no memory. */
-static struct kd_entry *make_entry(const struct question *q, const uint8_t *key, size_t key_size, const uint8_t *reply,
-                                   size_t reply_size, const struct kd_lease *lease, int general)
-{
-    size_t tail_at = q->end + ROOT_TYPE_CLASS, tail_size = reply_size - tail_at;
-    unsigned ttls = lease->age ? kd_plan.ttl_count : 0, turns = kd_plan.turn_count, pointers = kd_plan.pointer_count;
-    size_t size = room_for(sizeof(struct kd_entry)) + room_for(lease->fact_count * sizeof(struct link)) +
-                  room_for(ttls * sizeof(struct ttl)) + room_for((turns ? turns + 1 : 0) * sizeof(uint32_t)) +
-                  room_for(pointers * sizeof(uint32_t)) + room_for(key_size) + room_for(HEADER - 2) +
-                  room_for(tail_size) + (general ? (LONGEST_NAME + 1) * sizeof(uint64_t) : 0);
-    uint8_t *at = calloc(1, size);
-    struct kd_entry *entry = (struct kd_entry *)at;
-
-    if (!at)
-        return NULL;
-    carve(&at, sizeof *entry);
-    entry->links = carve(&at, lease->fact_count * sizeof(struct link));
-    entry->ttls = carve(&at, ttls * sizeof(struct ttl));
-    entry->turns = carve(&at, (turns ? turns + 1 : 0) * sizeof(uint32_t));
-    entry->pointers = carve(&at, pointers * sizeof(uint32_t));
-    entry->by_length = general ? carve(&at, (LONGEST_NAME + 1) * sizeof(uint64_t)) : NULL;
-    entry->key = carve(&at, key_size);
-    entry->head = carve(&at, HEADER - 2);
-    entry->tail = carve(&at, tail_size);
-    memcpy(entry->ttls, kd_plan.ttls, ttls * sizeof(struct ttl));
-    memcpy(entry->turns, kd_plan.turns, turns * sizeof(uint32_t));
-    if (turns)
-        entry->turns[turns] = (uint32_t)kd_plan.turns_end;
-    memcpy(entry->pointers, kd_plan.pointers, pointers * sizeof(uint32_t));
-    memcpy(entry->key, key, key_size);
-    memcpy(entry->head, reply + 2, HEADER - 2);
-    memcpy(entry->tail, reply + tail_at, tail_size);
-    entry->ttl_count = (uint16_t)ttls;
-    entry->turn_count = (uint16_t)turns;
-    entry->pointer_count = (uint16_t)pointers;
-    entry->key_size = (uint16_t)key_size;
-    entry->name_size = (uint16_t)q->name_size;
-    entry->tail_size = (uint32_t)tail_size;
-    entry->octets = size + MALLOC + lease->fact_count * (sizeof(struct fact) + MALLOC);
-    return entry;
-}
-
-static void set_time(struct kd_entry *entry, const struct kd_lease *lease, double now)
-{
-    entry->until = lease->until;
-    entry->fresh = lease->until;
-    entry->origin = INFINITY;
-    if (lease->age) {
-        entry->origin = isinf(lease->until) ? now : lease->until;
-        entry->born = (int64_t)floor(now - entry->origin);
-        entry->fresh = fmin(lease->until, entry->origin + (double)entry->born + 1);
-    }
 }
 
 static void insert(struct kd_table *t, struct kd_entry *entry)
@@ -529,19 +344,6 @@ static struct apex *general_apex(struct kd_table *t, const struct question *q, c
     return apex_of(t, wanted.name, wanted.size);
 }
 
-static int stand_on_all(struct kd_table *t, struct kd_entry *entry, const struct kd_lease *lease)
-{
-    while (entry->link_count < lease->fact_count) {
-        if (stand(t, entry, &entry->links[entry->link_count], lease->facts[entry->link_count])) {
-            while (entry->link_count)
-                leave(t, &entry->links[--entry->link_count]);
-            return -1;
-        }
-        entry->link_count++;
-    }
-    return 0;
-}
-
 int kd_put(struct kd_table *t, const struct kd_scope *scope, const uint8_t *packet, size_t size, const uint8_t *reply,
            size_t reply_size, const struct kd_lease *lease, double now)
 {
@@ -569,23 +371,22 @@ int kd_put(struct kd_table *t, const struct kd_scope *scope, const uint8_t *pack
         kept.fact_count = 0; /* what exists below the apex is its fact */
     } else if (kd_make_plan(reply, reply + tail_at, reply_size - tail_at, kept.rotate, 0))
         return 0;
-    if (!admit(t, apex ? general : q.name, apex ? key_size : q.name_size + ROOT_TYPE_CLASS))
+    if (!admit(t, key + (q.name - q.key), (apex ? apex->size : q.name_size) + ROOT_TYPE_CLASS))
         return 0;
-    entry = make_entry(&q, key, key_size, reply, reply_size, &kept, apex != NULL);
-    if (!entry || stand_on_all(t, entry, &kept)) {
+    entry = kd_make_entry(&q, key, key_size, reply, reply_size, &kept, apex != NULL, now);
+    if (!entry || kd_stand(&t->facts, entry, kept.facts, kept.fact_count)) {
         free(entry);
         return 0;
     }
     entry->hash = kd_siphash(&t->secret, key, key_size);
-    entry->owner = lease->owner;
-    entry->names = lease->names;
     entry->apex = apex;
     entry->query_size = (uint32_t)size;
-    entry->reply_size = (uint32_t)reply_size;
-    set_time(entry, lease, now);
     old = find(t, key, key_size, entry->hash);
-    if (apex)
+    if (apex) {
         apex->entries++;
+        /* Threads cannot take out what they find to be expired; it would stand in front of this one for good. */
+        remove_expired(t, find(t, q.key, q.key_size, kd_siphash(&t->secret, q.key, q.key_size)), now);
+    }
     if (old)
         remove_entry(t, old);
     insert(t, entry);
@@ -595,19 +396,21 @@ int kd_put(struct kd_table *t, const struct kd_scope *scope, const uint8_t *pack
 void kd_expire(struct kd_table *t, const struct kd_scope *scope, const uint8_t *packet, size_t size, double now)
 {
     struct question q;
-    struct kd_entry *entry = look_up(t, &q, scope, packet, size);
 
-    if (entry && now >= entry->until)
-        remove_entry(t, entry);
+    remove_expired(t, look_up(t, &q, scope, packet, size), now);
+}
+
+uint64_t kd_fact(const struct kd_table *t, const uint8_t *fact, size_t size)
+{
+    return kd_siphash(&t->secret, fact, size);
 }
 
 void kd_forget(struct kd_table *t, uint64_t hash)
 {
-    struct fact *fact;
+    struct kd_entry *entry;
 
-    /* The last entry takes its fact with it. */
-    while ((fact = *find_fact(t, hash)) != NULL) {
-        remove_entry(t, fact->first->entry);
+    while ((entry = kd_standing(&t->facts, hash)) != NULL) {
+        remove_entry(t, entry);
         t->dropped++;
     }
 }
@@ -630,13 +433,12 @@ struct kd_table *kd_table_new(size_t max_entries, size_t max_octets)
         return NULL;
     t->max_entries = max_entries;
     t->max_octets = max_octets;
-    t->bucket_count = t->fact_buckets = KD_FIRST_BUCKETS;
+    t->bucket_count = KD_FIRST_BUCKETS;
     t->buckets = calloc(KD_FIRST_BUCKETS, sizeof *t->buckets);
-    t->facts = calloc(KD_FIRST_BUCKETS, sizeof *t->facts);
     t->door = calloc(DOOR, 1);
     t->young.end.older = t->young.end.newer = &t->young.end;
     t->old.end.older = t->old.end.newer = &t->old.end;
-    if (!t->buckets || !t->facts || !t->door || kd_draw_secret(&t->secret)) {
+    if (kd_facts_begin(&t->facts) || !t->buckets || !t->door || kd_draw_secret(&t->secret)) {
         kd_table_free(t);
         return NULL;
     }
@@ -646,7 +448,7 @@ struct kd_table *kd_table_new(size_t max_entries, size_t max_octets)
 void kd_table_free(struct kd_table *t)
 {
     free(t->buckets);
-    free(t->facts);
+    kd_facts_end(&t->facts);
     free(t->door);
     free(t);
 }
@@ -654,7 +456,7 @@ void kd_table_free(struct kd_table *t)
 void kd_count(const struct kd_table *t, struct kd_counts *counts)
 {
     *counts = (struct kd_counts){t->misses,  t->evicted,    t->dropped,     t->count,
-                                 t->used,    t->fact_count, t->young.count, t->old.count};
+                                 t->used,    t->facts.count, t->young.count, t->old.count};
 }
 
 struct kd_entry *kd_dead(struct kd_table *t)
@@ -673,38 +475,4 @@ struct kd_entry *kd_next(struct kd_table *t, struct kd_entry *entry)
     if (next == &t->young.end)
         next = t->old.end.newer;
     return next == &t->old.end ? NULL : next;
-}
-
-int kd_due(struct kd_entry *entry, unsigned *cursor, struct kd_due *due)
-{
-    due->query = entry->query_size;
-    due->reply = entry->reply_size;
-    due->times = entry->hits - entry->paid;
-    if (!due->times)
-        return 0;
-    if (!entry->by_length) {
-        entry->paid = entry->hits;
-        return 1;
-    }
-    for (; *cursor <= LONGEST_NAME; ++*cursor) {
-        due->times = entry->by_length[*cursor];
-        if (due->times) {
-            entry->by_length[*cursor] = 0;
-            entry->paid += due->times;
-            due->query = due->query - entry->name_size + *cursor;
-            due->reply = due->reply - entry->name_size + *cursor;
-            return 1;
-        }
-    }
-    return 0;
-}
-
-void *kd_entry_owner(const struct kd_entry *entry)
-{
-    return entry->owner;
-}
-
-void kd_entry_free(struct kd_entry *entry)
-{
-    free(entry);
 }

@@ -2,7 +2,8 @@
  * Question bytes -> reply bytes, as long as the lease holds: the core of kdns._packetcache, the compiled twin of
  * kdns/packetcache.py, where the words used here are explained.  No Python in here, and no DNS policy.
  *
- * One lock guards every table and every set of names of the process.  It is held for some microseconds at a time:
+ * One lock guards every table and every set of names of the process.  It is held for some microseconds at a time, for a
+ * millisecond or two when all of a full table goes at once (a reload, a fact that everything stands on):
  * threads that answer without the interpreter take it once per batch of packets, the interpreter once per change.
  * Whoever calls a function of this file holds it, but for the first and last call about a thing.
  */

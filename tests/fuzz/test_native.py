@@ -38,7 +38,7 @@ def run(tmp_path: Path, sanitizers: str, sources: list[Path], *arguments: str, d
 def test_the_table_under_random_operations(tmp_path: Path) -> None:
     sources = [
         ROOT / "tests/native/fuzz_table.c",
-        *(NATIVE / f"{name}.c" for name in ("table", "question", "plan", "names")),
+        *(NATIVE / f"{name}.c" for name in ("table", "entry", "facts", "question", "plan", "names")),
     ]
     seed = str(int.from_bytes(os.urandom(4), "big"))
     said = run(tmp_path, "address,undefined", sources, RUNS, seed, defines=("DRIVER", "KD_FIRST_BUCKETS=2"))

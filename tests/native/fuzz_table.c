@@ -6,7 +6,7 @@
  * bounds hold, and in the end everything has been given back.
  *
  *   libFuzzer:  clang -g -O1 -fsanitize=fuzzer,address,undefined -DKD_FIRST_BUCKETS=2 -Ikdns/native tests/native/fuzz_table.c \
- *                   kdns/native/{table,question,plan,names}.c -lm
+ *                   kdns/native/{table,entry,facts,question,plan,names}.c -lm
  *   without:    cc -g -O1 -fsanitize=address,undefined -DDRIVER …, which makes its inputs itself: fuzz [RUNS [SEED]]
  */
 #include <math.h>

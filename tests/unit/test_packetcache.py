@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import struct
+from typing import Any
 
 import dns.edns
 import dns.flags
@@ -21,7 +22,7 @@ from kdns.packetcache import PacketCache, packet_cache
 from kdns.questions import storage_key
 from kdns.wire import pack_query, pack_reply, parse_query
 from tests.plugintest import record
-from tests.support import TWINS, use_twin
+from tests.support import TWINS, captured_log, use_twin
 
 UDP, TCP = b"u1", b"t1"
 ALWAYS = Lease(until=FOREVER)
@@ -481,6 +482,43 @@ def test_duties_are_settled_once_for_each_replay(cache: PacketCache, metrics: Me
     assert value(metrics, "misses_total") == 1
 
 
+@pytest.mark.parametrize("how", ["settle", "forget", "clear"])
+def test_a_duty_may_drop_facts(how: str, cache: PacketCache, metrics: Metrics) -> None:
+    paid: list[int] = []
+
+    def duty(times: int, query: int, reply: int) -> None:
+        paid.append(times)
+        cache.forget([b"f"])
+        metrics.settle()
+        stored(cache, question("other."), Lease(FOREVER))
+        cache.get(UDP, question("other."), 0.0)
+
+    for number in range(30):
+        packet = question(f"n{number}.")
+        cache.put(UDP, packet, answer(packet), Lease(FOREVER, (b"f",), duties=(duty,)), 0.0)
+        assert cache.get(UDP, packet, 0.0)
+    {"settle": metrics.settle, "forget": lambda: cache.forget([b"f"]), "clear": cache.clear}[how]()
+    assert paid == [1] * 30
+    assert cache.facts == 0
+    cache.clear()
+    assert len(cache) == 0 and value(metrics, "bytes") == 0
+
+
+def test_a_duty_that_raises_keeps_no_reply(cache: PacketCache, metrics: Metrics) -> None:
+    def duty(times: int, query: int, reply: int) -> None:
+        raise RuntimeError("a bug")
+
+    for number in range(3):
+        packet = question(f"n{number}.")
+        cache.put(UDP, packet, answer(packet), Lease(FOREVER, (b"f",), duties=(duty,)), 0.0)
+        assert cache.get(UDP, packet, 0.0)
+    with captured_log() as log:
+        cache.forget([b"f"])
+    assert len(cache) == 0
+    assert len(log.matching("could not be paid: RuntimeError('a bug')")) == 3
+    assert value(metrics, "hits_total") == 3
+
+
 def test_duties_are_settled_on_eviction() -> None:
     owed: list[int] = []
     cache = packet_cache(1, 2**20, Metrics())
@@ -640,6 +678,19 @@ def test_random_use_agrees_with_a_model() -> None:
     assert set(owed.values()) == {0}
     assert value(metrics, "hits_total") == hits > 1000
     assert sum(cache.lines) == len(cache) <= 40
+
+
+@pytest.mark.parametrize("fact", ["text", None, 5])
+def test_the_compiled_twin_refuses_facts_that_are_no_octets(fact: Any, cache: PacketCache, twin: str) -> None:
+    """So that a plugin that gives such facts reads no memory that is not its own."""
+    if twin == "python":
+        pytest.skip("takes anything that can be hashed")
+    packet = question()
+    with pytest.raises(TypeError):
+        cache.put(UDP, packet, answer(packet), Lease(FOREVER, (fact,)), 0.0)
+    with pytest.raises(TypeError):
+        cache.forget([fact])
+    assert len(cache) == 0 and cache.facts == 0
 
 
 # --- names that nobody has -------------------------------------------------------------------------------------------
@@ -853,15 +904,26 @@ def test_denials_take_their_place_in_the_table(metrics: Metrics) -> None:
     assert value(metrics, "bytes") == 0
 
 
-def test_with_little_room_a_denial_is_kept_the_second_time() -> None:
+@pytest.mark.parametrize("edns", [None, Edns(1232, False)])
+def test_with_little_room_a_denial_is_kept_the_second_time(edns: Edns | None) -> None:
+    """Whatever form the questions have."""
     cache = packet_cache(8, 2**20, Metrics())
     stored(cache, question())
     nobody = Leftovers(cache)
-    for name in ("a", "bb"):
-        packet = ask(name + ".svc.cluster.local.")
+    for packet in (ask("a.svc.cluster.local."), ask("bb.svc.cluster.local.", edns=edns)):
         assert cache.get(UDP, packet, 0.0) is None
         cache.put(UDP, packet, nobody.chain(packet), nobody.lease, 0.0)
-    assert cache.get(UDP, ask("ccc.svc.cluster.local."), 0.0)
+    assert cache.get(UDP, ask("ccc.svc.cluster.local.", edns=edns), 0.0)
+
+
+def test_no_question_seems_to_have_come_before() -> None:
+    cache = packet_cache(8, 2**20, Metrics())
+    stored(cache, question())
+    for number in range(2000):
+        packet = question(f"n{number}.example.")
+        cache.put(UDP, packet, answer(packet), ALWAYS, 0.0)
+    # Two that share place and sign would be a rare chance.
+    assert len(cache) <= 3
 
 
 def test_a_flood_of_names_that_nobody_has_leaves_the_table_as_it_is() -> None:

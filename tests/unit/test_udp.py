@@ -4,13 +4,15 @@ import asyncio
 import re
 import socket
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 
 from kdns import limits
-from kdns.handler import Handler, Routes
+from kdns.denial import Denial, make_existing
+from kdns.handler import Handler, Routes, Waiting
 from kdns.listen.udp import UdpListener, open_socket
-from kdns.message import NOERROR, A, Edns, Listener, Query, Record, Reply
+from kdns.message import FOREVER, NOERROR, NXDOMAIN, A, Edns, Lease, Listener, Query, Record, Reply
 from kdns.name import ROOT, from_text
 from kdns.packetcache import packet_cache
 from kdns.plugin import Next, Process
@@ -30,10 +32,15 @@ class Served:
     def __init__(self, chain: Next, host: str = "127.0.0.1") -> None:
         self.process = Process()
         self.seen: list[Listener] = []
-        packets = packet_cache(100, 100_000, self.process.metrics)
-        self.handler = Handler(self.process, packets, Routes({ROOT: chain}, False))
+        self.packets = packet_cache(100, 100_000, self.process.metrics)
+        self.handler = Handler(self.process, self.packets, Routes({ROOT: chain}, False))
+        self.listen(host)
+
+    def listen(self, host: str = "127.0.0.1") -> None:
         self.sock = open_socket(host, 0)
-        self.listener = UdpListener(self.sock, self.handler, packets, "dns://:53", b"\0\0\0\1", self.process.metrics)
+        self.listener = UdpListener(
+            self.sock, self.handler, self.packets, "dns://:53", b"\0\0\0\1", self.process.metrics
+        )
         self.port = self.sock.getsockname()[1]
 
     def client(self, host: str = "127.0.0.1", family: int = socket.AF_INET) -> socket.socket:
@@ -152,6 +159,55 @@ async def test_what_the_socket_holds_is_answered_before_it_is_closed(served: Ser
         client.send(question(7))
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(asyncio.get_running_loop().sock_recv(client, 100), 0.05)
+
+
+async def test_what_raises_costs_one_packet_of_a_batch() -> None:
+    served = Served(echo_peer)
+    good, seen = served.handler.handle, []
+
+    def handle(packet: bytes, *rest: Any) -> bytes | Waiting | None:
+        seen.append(packet)
+        if parse_reply_id(packet) == 1:
+            raise RuntimeError("broken")
+        return good(packet, *rest)
+
+    served.listener.close()
+    served.handler.handle = handle  # type: ignore[method-assign]
+    loop = asyncio.get_running_loop()
+    failures: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, failure: failures.append(failure))
+    served.listen()
+    with served.client() as client:
+        for number in range(4):
+            client.send(question(number))
+        replies = [await receive(client) for _ in range(3)]
+        assert [(parse_reply_id(reply), reply[2] >> 7) for reply in replies] == [(0, 1), (2, 1), (3, 1)]
+        assert len(seen) == 4 and len(failures) == 1
+    served.listener.close()
+
+
+async def test_what_has_expired_does_not_stand_in_front_of_a_denial() -> None:
+    asked, until, existing = 0, 0.0, make_existing(1)
+
+    async def chain(query: Query) -> Reply:
+        nonlocal asked, until
+        asked += 1
+        if asked == 1:
+            until = served.process.now() + 0.005
+            return Reply(NOERROR, lease=Lease(until))
+        return Reply(NXDOMAIN, lease=Lease(FOREVER, denial=Denial(from_text("example."), existing)))
+
+    served = Served(chain)
+    try:
+        with served.client() as client:
+            for rcode in (NOERROR, NXDOMAIN, NXDOMAIN, NXDOMAIN):
+                client.send(question())
+                assert parse_reply(await receive(client)).rcode == rcode
+                while served.process.now() <= until:
+                    await asyncio.sleep(0.001)
+        assert asked == 2
+    finally:
+        served.listener.close()
 
 
 @pytest.mark.parametrize("late", [False, True])
