@@ -101,6 +101,7 @@ cdef extern from "native/udp.h" nogil:
     kd_udp *kd_udp_new(int fd, int wildcard, kd_table *table, const kd_scope *scope)
     void kd_udp_free(kd_udp *udp)
     int kd_udp_turn(kd_udp *udp, int flags)
+    uint64_t kd_udp_unsent(const kd_udp *udp)
     void kd_udp_send(kd_udp *udp, int count)
     int kd_udp_send_one(int fd, const kd_peer *peer, const uint8_t *reply, size_t size)
     int kd_wait(int epoll, int timeout, kd_udp **direct, int direct_count, epoll_event *events, int most)

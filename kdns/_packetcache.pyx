@@ -24,8 +24,8 @@ from kdns._native cimport (
     kd_names, kd_names_add, kd_names_clear, kd_names_count, kd_names_deny, kd_names_discard, kd_names_free,
     kd_names_has, kd_names_new, kd_next, KD_PACKET, kd_peer, kd_put, KD_SCOPE, kd_scope, kd_slot, kd_table,
     kd_table_free, kd_table_new, kd_thread, kd_thread_free, kd_thread_overflows, kd_thread_start, kd_thread_stop,
-    kd_thread_take, kd_udp, kd_udp_free, kd_udp_new, kd_udp_send, kd_udp_send_one, kd_udp_turn, kd_unlock, kd_wait,
-    ntohs,
+    kd_thread_take, kd_udp, kd_udp_free, kd_udp_new, kd_udp_send, kd_udp_send_one, kd_udp_turn, kd_udp_unsent, kd_unlock,
+    kd_wait, ntohs,
 )
 
 cdef int DONTWAIT = socket.MSG_DONTWAIT
@@ -390,7 +390,7 @@ cdef class Receiver:
     @property
     def unsent(self):
         """Replies that the kernel would not take."""
-        return self.udp.unsent + (self.threads_.unsent if self.threads_ != NULL else 0)
+        return kd_udp_unsent(self.udp) + (kd_udp_unsent(self.threads_) if self.threads_ != NULL else 0)
 
     @property
     def overflows(self):

@@ -124,11 +124,17 @@ static void send_slots(struct kd_udp *udp, int first, int end)
         int more = sendmmsg(udp->fd, udp->messages + sent, (unsigned)(count - sent), MSG_DONTWAIT);
 
         if (more <= 0) {
-            udp->unsent++; /* this one; the next may go elsewhere */
+            /* This one; the next may go elsewhere. */
+            __atomic_fetch_add(&udp->unsent, 1, __ATOMIC_RELAXED);
             more = 1;
         }
         sent += more;
     }
+}
+
+uint64_t kd_udp_unsent(const struct kd_udp *udp)
+{
+    return __atomic_load_n(&udp->unsent, __ATOMIC_RELAXED);
 }
 
 void kd_udp_send(struct kd_udp *udp, int count)

@@ -44,7 +44,7 @@ struct kd_udp {
     int wildcard; /* answers must say from which address they come */
     struct kd_table *table;
     struct kd_scope scope;
-    uint64_t unsent; /* replies that the kernel would not take */
+    uint64_t unsent; /* replies that the kernel would not take; others ask kd_udp_unsent */
     int count;       /* slots of the batch */
     int left;        /* of these, so many at the front wait for Python */
     int used;        /* headers at the front that the kernel or a reply has changed since they were made to read */
@@ -66,6 +66,8 @@ int kd_udp_turn(struct kd_udp *udp, int flags);
 int kd_udp_turns(struct kd_udp *udp, int flags);
 /* Sends the replies that stand in the first `count` slots. */
 void kd_udp_send(struct kd_udp *udp, int count);
+/* Replies that the kernel would not take; any thread may ask. */
+uint64_t kd_udp_unsent(const struct kd_udp *udp);
 /* Sends one reply; 0, or -1 when the kernel does not take it. */
 int kd_udp_send_one(int fd, const struct kd_peer *peer, const uint8_t *reply, size_t size);
 
