@@ -164,6 +164,8 @@ AUDIT_TIME: Final = 900.0
 # --- snapshots (what is turned away: kdns_kubernetes_snapshot_refusals_total{reason}) ---------------------------------
 SNAPSHOT_FILE: Final = 128 * 2**20
 """One snapshot, to read or to write; 150,000 Pods with all their labels come to a third of it."""
+SNAPSHOT_FRAME: Final = 32 * 2**20
+"""A part of one that is read at once: 50 EndpointSlices of the largest kind come to a third of it."""
 SNAPSHOT_TIME: Final = 5.0
 """Reading it for its checksum; a disk that takes longer is not waited for."""
 

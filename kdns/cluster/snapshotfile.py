@@ -112,22 +112,34 @@ def _check(one: Object) -> None:
     if isinstance(one, Namespace):
         _need(0 < len(one.name) < 64)
         return
-    _need(bool(one.namespace and one.name))
+    _need(0 < len(one.namespace) < 64 and bool(one.name))
+    # People are told of them; what is not text raises a ValueError, too.
+    one.namespace.decode()
+    one.name.decode()
     if isinstance(one, EndpointSlice):
-        _need(one.width in (4, 16) and not len(one.addresses) % one.width)
-        count = len(one.addresses) // one.width
-        for names in (one.hostnames, one.pods):
-            parts = names.split(b"\0") if names else [b""] * count
-            _need(len(parts) == count and all(len(part) < 64 for part in parts))
+        _check_endpoints(one)
     else:
         _need(all(len(address) in (4, 16) for address in one.addresses))
-    if isinstance(one, Service) and one.external:
-        try:
-            _need(from_labels(labels(one.external)) == one.external)
-        except (BadName, IndexError):
-            raise ValueError("not a name") from None
+    if isinstance(one, Service):
+        _need(len(one.name) < 64)
+        _check_target(one.external or b"\0")
     if not isinstance(one, Pod):
         _need(all(0 <= port.number < 65536 and len(port.name) < 64 and len(port.protocol) < 64 for port in one.ports))
+
+
+def _check_endpoints(one: EndpointSlice) -> None:
+    _need(one.width in (4, 16) and not len(one.addresses) % one.width)
+    count = len(one.addresses) // one.width
+    for texts, longest in ((one.hostnames, 63), (one.pods, 63), (one.zones, limits.SNAPSHOT_FRAME)):
+        parts = texts.split(b"\0") if texts else [b""] * count
+        _need(len(parts) == count and all(len(part) <= longest for part in parts))
+
+
+def _check_target(name: bytes) -> None:
+    try:
+        _need(from_labels(labels(name)) == name)
+    except (BadName, IndexError):
+        raise ValueError("not a name") from None
 
 
 def _need(fine: bool) -> None:
@@ -279,8 +291,8 @@ class Reader:
     def frames(self) -> Iterator[bytes]:
         """The frames with objects, for `unframe`; raises SnapshotError."""
         try:
-            while size := int.from_bytes(self._file.read(4), "big"):
-                data = self._file.read(min(size, self.size))
+            while size := self._length():
+                data = self._file.read(size)
                 if len(data) != size:
                     raise self._wrong("damaged", "it changed while it was read")
                 yield data
@@ -300,12 +312,18 @@ class Reader:
                 raise self._wrong("version", "of another version of kdns, or damaged")
             self._check_sum(size)
             self._file.seek(len(start))
-            length = int.from_bytes(self._file.read(4), "big")
-            return _decode_header(self._file.read(min(length, size)))
+            return _decode_header(self._file.read(self._length()))
         except OSError as error:
             raise self._wrong("unreadable", f"cannot be read: {error.strerror}") from None
         except (msgspec.MsgspecError, UnicodeDecodeError):
             raise self._wrong("damaged", "damaged: its header makes no sense") from None
+
+    def _length(self) -> int:
+        """How much comes next."""
+        length = int.from_bytes(self._file.read(4), "big")
+        if length > limits.SNAPSHOT_FRAME:
+            raise self._wrong("damaged", f"damaged: a frame of over {limits.SNAPSHOT_FRAME} octets")
+        return length
 
     def _check_sum(self, size: int) -> None:
         self._file.seek(0)
