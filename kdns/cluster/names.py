@@ -224,14 +224,20 @@ class Names:
         only = self._options.namespaces
         return namespace in self._index.namespaces and (not only or namespace in only)
 
-    def _vouched(self, namespace: bytes) -> tuple[Fact, ...]:
-        """On what a Service that is there may be shown though its namespace is not: Namespaces are not known yet.
+    def _shown(self, key: bytes, entry: Entry | None) -> tuple[Service | None, tuple[Fact, ...]]:
+        """The Service of an entry, None if it is not there or not shown, and the facts on which that stands.
 
-        Empty: it may not.
+        While Namespaces are not known yet, a Service that is there vouches for its own.
         """
+        namespace = key[1 + key[0] :]
+        facts: tuple[Fact, ...] = (b"svc/" + key, b"ns/" + namespace)
+        service = entry.service if entry is not None else None
+        if service is None or self._exposed(namespace):
+            return service, facts
         only = self._options.namespaces
-        unknown = not self._options.selected and not self._index.synced("namespaces")
-        return (known_fact("namespaces"),) if unknown and (not only or namespace in only) else ()
+        if self._options.selected or self._index.synced("namespaces") or (only and namespace not in only):
+            return None, facts
+        return service, (*facts, known_fact("namespaces"))
 
     # -- Services
 
@@ -239,16 +245,9 @@ class Names:
         self, query: Query, zone: Name, key: bytes, entry: Entry | None, trail: tuple[Name, ...]
     ) -> Reply | Chase:
         """A whole Service."""
-        namespace = key[1 + key[0] :]
-        facts: tuple[Fact, ...] = (b"svc/" + key, b"ns/" + namespace)
-        service = entry.service if entry is not None else None
+        service, facts = self._shown(key, entry)
         if entry is None or service is None:
             return self._replies.missing(zone, facts)
-        if not self._exposed(namespace):
-            vouched = self._vouched(namespace)
-            if not vouched:
-                return self._replies.missing(zone, facts)
-            facts += vouched
         if service.external is not None:
             return self._external(query, zone, service.external, facts, trail)
         if service.headless or self._options.ignore_empty:
@@ -268,16 +267,9 @@ class Names:
 
     def _part(self, query: Query, zone: Name, key: bytes, entry: Entry | None, asked: Asked) -> Reply:
         """One endpoint of a Service, or a Service restricted to a port."""
-        namespace = key[1 + key[0] :]
-        facts: tuple[Fact, ...] = (b"svc/" + key, b"ns/" + namespace)
-        service = entry.service if entry is not None else None
+        service, facts = self._shown(key, entry)
         if entry is None or service is None or service.external is not None:
             return self._replies.missing(zone, facts)
-        if not self._exposed(namespace):
-            vouched = self._vouched(namespace)
-            if not vouched:
-                return self._replies.missing(zone, facts)
-            facts += vouched
         needed: tuple[str, ...] = ()
         if service.headless or asked.endpoint or self._options.ignore_empty:
             facts, needed = (*facts, b"eps/" + key), ("endpointslices",)
@@ -293,10 +285,8 @@ class Names:
 
     def _in_zone(self, query: Query, zone: Name, key: bytes, entry: Entry | None, asked: Asked) -> Reply:
         """The endpoints of a headless Service in a topology zone.  What is no such Service has no such names."""
-        namespace = key[1 + key[0] :]
-        facts: tuple[Fact, ...] = (b"svc/" + key, b"ns/" + namespace)
-        service = entry.service if entry is not None else None
-        if entry is None or service is None or not service.headless or not self._exposed(namespace):
+        service, facts = self._shown(key, entry)
+        if entry is None or service is None or not service.headless:
             return self._replies.missing(zone, facts)
         facts = (*facts, b"eps/" + key)
         found = self._candidates(entry, asked) if self._index.has("endpointslices") else []
@@ -396,14 +386,14 @@ class Names:
             return self._replies.missing(zone, ())
         facts: list[Fact] = [b"ip/" + address]
         for entry in self._index.by_cluster_ip(address):
-            if self._shown(entry, facts):
+            if self._named(entry, facts):
                 return self._pointers(query, zone, facts, [entry.key])
         for kind in ("services", "endpointslices", *(("namespaces",) if self._filtered else ())):
             if not self._index.has(kind):
                 return self._replies.unknown(zone, kind)
         targets: dict[bytes, None] = {}
         for entry in self._index.by_endpoint(address):
-            if self._shown(entry, facts):
+            if self._named(entry, facts):
                 for part in entry.slices:
                     if part.has(address):
                         named = labelled(part, self._options.pod_names)
@@ -412,7 +402,7 @@ class Names:
                         )
         return self._pointers(query, zone, facts, list(targets), "endpointslices")
 
-    def _shown(self, entry: Entry, facts: list[Fact]) -> bool:
+    def _named(self, entry: Entry, facts: list[Fact]) -> bool:
         """Whether reverse lookups may name this Service; the fact on which that stands joins ``facts``."""
         if not self._filtered:
             return True
