@@ -23,21 +23,9 @@ from kdns.cluster.ask import Asker, Selection
 from kdns.cluster.audit import Ledger
 from kdns.cluster.auditor import Auditor
 from kdns.cluster.credentials import ApiError
+from kdns.cluster.decoding import Status, WatchEvent, decode_event, decode_list, decode_status
 from kdns.cluster.http import Connection, Response, TooLarge
-from kdns.cluster.objects import (
-    Apply,
-    Delete,
-    Event,
-    Init,
-    InitApply,
-    InitDone,
-    ObjectError,
-    Status,
-    WatchEvent,
-    decode_event,
-    decode_list,
-    decode_status,
-)
+from kdns.cluster.objects import Apply, Delete, Event, Init, InitApply, InitDone, ObjectError
 from kdns.cluster.watch import (
     Ended,
     Failed,

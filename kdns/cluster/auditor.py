@@ -36,8 +36,9 @@ from kdns.cluster.audit import (
     place_of,
 )
 from kdns.cluster.credentials import ApiError
+from kdns.cluster.decoding import decode_list, decode_status
 from kdns.cluster.http import JSON, Connection, TooLarge
-from kdns.cluster.objects import Apply, Delete, Event, ObjectError, decode_list, decode_status
+from kdns.cluster.objects import Apply, Delete, Event, ObjectError
 from kdns.cluster.watch import PAGE_SIZE, Watch, older
 from kdns.log import Logger
 from kdns.metrics import Metrics

@@ -33,7 +33,8 @@ from msgspec import Struct
 
 from kdns import limits
 from kdns.cluster.ask import ALL, Asker, Request, Selection
-from kdns.cluster.objects import Apply, Delete, Event, Init, InitApply, InitDone, Page, Status, WatchEvent
+from kdns.cluster.decoding import Page, Status, WatchEvent
+from kdns.cluster.objects import Apply, Delete, Event, Init, InitApply, InitDone
 from kdns.cluster.pace import LAST_GAP, Pace
 
 STEADY: Final = 3.0

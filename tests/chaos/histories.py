@@ -31,9 +31,10 @@ from msgspec.json import encode
 
 from kdns import message
 from kdns import name as names
+from kdns.cluster.decoding import Status, decode_event, decode_list
 from kdns.cluster.index import Index
 from kdns.cluster.names import Chase, Names, Options
-from kdns.cluster.objects import KINDS, Status, decode_event, decode_list
+from kdns.cluster.objects import KINDS
 from kdns.cluster.watch import Ended, Failed, Listed, Nonsense, Opened, Refused, State, Watch
 from kdns.message import Fact
 from tests.chaos.answers import AAAA, CNAME, PTR, SRV, A

@@ -12,7 +12,8 @@ from kdns import limits
 from kdns.cluster import pace
 from kdns.cluster import watch as watches
 from kdns.cluster.ask import ALL, Selection
-from kdns.cluster.objects import Apply, Delete, Init, InitApply, InitDone, Namespace, Page, Status, WatchEvent
+from kdns.cluster.decoding import Page, Status, WatchEvent
+from kdns.cluster.objects import Apply, Delete, Init, InitApply, InitDone, Namespace
 from kdns.cluster.watch import (
     BEGINNING,
     GRACE,
