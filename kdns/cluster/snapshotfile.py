@@ -12,7 +12,7 @@ A length has four octets, big-endian; a kind one, its place in `objects.KINDS`; 
 
 A file is written beside its place, brought to disk, and renamed: at every moment the place holds a whole one, whoever
 is killed.  The neighbour is locked, so that two processes with one place do not write into each other's; and what is
-at the place is replaced only if it is a snapshot or empty, whatever somebody writes into a Corefile.
+at either is replaced only if it is a snapshot or empty, whatever somebody writes into a Corefile.
 
 A file is read twice, a frame at a time: for its sum, and only if that is right for what it holds.  So what counts is
 the size of a frame, not that of the file.  All this blocks, and is meant for a thread.
@@ -242,14 +242,25 @@ def _locked(path: str, new: str) -> IO[bytes]:
         # Whoever had it may have renamed it between our opening and our locking it: then it is the snapshot itself.
         if (here.st_dev, here.st_ino) != (found.st_dev, found.st_ino):
             raise SnapshotError(path, "busy", "another process is writing it")
-        if not stat.S_ISREG(found.st_mode):
-            raise SnapshotError(path, "foreign", f"{new} is not a file")
+        _check_neighbour(path, new, found)
         os.fchmod(file.fileno(), 0o600)
         os.ftruncate(file.fileno(), 0)
     except BaseException:
         file.close()
         raise
     return file
+
+
+def _check_neighbour(path: str, new: str, found: os.stat_result) -> None:
+    """Refuse to write over what no snapshot has left there: one that was killed, or a power failure, which is zeros."""
+    if not stat.S_ISREG(found.st_mode):
+        raise SnapshotError(path, "foreign", f"{new} is not a file")
+    if found.st_nlink > 1:
+        raise SnapshotError(path, "foreign", f"{new} has another name, too: it is left as it is")
+    with _open(new) as file:
+        start = file.read(len(MAGIC))
+    if any(start) and not MAGIC.startswith(start):
+        raise SnapshotError(path, "foreign", f"{new} is not a snapshot of kdns: it is left as it is")
 
 
 def _sync_directory(path: str) -> None:

@@ -267,11 +267,23 @@ def test_who_gives_up_leaves_the_old_one(tmp_path: Path) -> None:
 
 def test_what_a_killed_process_left_is_written_over(tmp_path: Path) -> None:
     path = tmp_path / "x"
-    (tmp_path / "x.new").write_bytes(b"much longer than what comes, " * 100)
-    (tmp_path / "x.new").chmod(0o666)
-    write(path)
-    assert read(path)[0] == HEADER and left(tmp_path) == {"x"}
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    for content in (snapshotfile.MAGIC + b"much longer than what comes, " * 100, b"kdns sn", bytes(5000)):
+        (tmp_path / "x.new").write_bytes(content)
+        (tmp_path / "x.new").chmod(0o666)
+        write(path)
+        assert read(path)[0] == HEADER and left(tmp_path) == {"x"}
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_what_else_stands_beside_the_place_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "x.new").write_bytes(b"precious")
+    (tmp_path / "y").write_bytes(snapshotfile.MAGIC)
+    (tmp_path / "z.new").hardlink_to(tmp_path / "y")
+    for name, text in (("x", "x.new is not a snapshot of kdns"), ("z", "z.new has another name, too")):
+        with pytest.raises(SnapshotError, match=text) as caught:
+            Pen(str(tmp_path / name))
+        assert caught.value.reason == "foreign"
+    assert (tmp_path / "x.new").read_bytes() == b"precious" and (tmp_path / "y").read_bytes() == snapshotfile.MAGIC
 
 
 def test_two_with_one_place(tmp_path: Path) -> None:
