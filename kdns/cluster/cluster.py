@@ -232,7 +232,8 @@ class Cluster:
 
     def in_step(self) -> bool:
         """Whether everything is known, and nothing is in the way of knowing what changes."""
-        return not self.index.waiting and not any(self._source.trouble.values())
+        index = self.index
+        return not (index.waiting or index.listing or any(self._source.trouble.values()))
 
     def copy(self, kind: str) -> Iterator[Object]:
         """The objects of a kind as they are now, made one by one; see `snapshot.Known`."""

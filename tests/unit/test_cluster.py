@@ -315,6 +315,21 @@ async def test_a_warm_start(tmp_path: Path) -> None:
         assert len(log.matching("the API server has been heard")) == 1
 
 
+async def test_a_cluster_is_not_in_step_while_a_list_takes_force(tmp_path: Path) -> None:
+    """Between its steps there is both what was and what is."""
+    async with fakeapi.FakeApi() as api:
+        api.put("services", fakeapi.service("web", cluster_ip="10.96.0.1"))
+        with captured_log(), Warm(Board(), api, tmp_path / "x") as warm:
+            cluster = warm.cluster
+            await asyncio.wait_for(cluster.synced.wait(), 10)
+            assert cluster.in_step()
+            cluster.apply(Init("services"))
+            steps = cluster.finish(InitDone("services"))
+            next(steps)
+            assert not cluster.in_step() and not await warm.snapshot.write(cluster)
+            assert len(list(steps)) == 1 and cluster.in_step()
+
+
 async def test_what_a_snapshot_said_before_it_turned_out_to_be_none_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "cluster.snapshot"
     async with fakeapi.FakeApi() as api:
