@@ -167,8 +167,12 @@ AUDIT_TIME: Final = 900.0
 # --- snapshots (what is turned away: kdns_kubernetes_snapshot_refusals_total{reason}) ---------------------------------
 SNAPSHOT_FILE: Final = 128 * 2**20
 """One snapshot, to read or to write; 150,000 Pods with all their labels come to a third of it."""
+SNAPSHOT_FRAME: Final = 32 * 2**20
+"""A part of one that is read at once: 50 EndpointSlices of the largest kind come to a third of it."""
 SNAPSHOT_TIME: Final = 5.0
 """Reading it for its checksum; a disk that takes longer is not waited for."""
+SNAPSHOT_WRITE: Final = 300.0
+"""Writing one; what takes longer waits for a disk that does not answer, and no other writing begins until it does."""
 
 # --- manifests (an edit that goes beyond is refused: kdns_manifests_refused_total) -----------------------------------
 MANIFEST_FILES: Final = 10_000

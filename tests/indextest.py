@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from typing import Any
 
 from kdns import message, name, rdata
+from kdns.cluster.decoding import from_manifest
 from kdns.cluster.index import Index
 from kdns.cluster.names import Chase, Names, Options
-from kdns.cluster.objects import KINDS, Apply, Init, InitApply, InitDone, Object, from_manifest
+from kdns.cluster.objects import KINDS, Apply, Init, InitApply, InitDone, Object
 from kdns.message import Record, Reply
 from tests.plugintest import ask
 

@@ -23,21 +23,9 @@ from kdns.cluster.ask import Asker, Selection
 from kdns.cluster.audit import Ledger
 from kdns.cluster.auditor import Auditor
 from kdns.cluster.credentials import ApiError
+from kdns.cluster.decoding import Status, WatchEvent, decode_event, decode_list, decode_status
 from kdns.cluster.http import Connection, Response, TooLarge
-from kdns.cluster.objects import (
-    Apply,
-    Delete,
-    Event,
-    Init,
-    InitApply,
-    InitDone,
-    ObjectError,
-    Status,
-    WatchEvent,
-    decode_event,
-    decode_list,
-    decode_status,
-)
+from kdns.cluster.objects import Apply, Delete, Event, Init, InitApply, InitDone, ObjectError
 from kdns.cluster.watch import (
     Ended,
     Failed,
@@ -168,6 +156,7 @@ class _Follower:
         self.heard_at: float | None = None
         """When the API server last said anything."""
         self._begun = False  # the first list
+        self._listing = False  # a list has begun to take force, and not ended
         self._relists = metrics.counter(
             "kdns_kubernetes_relists_total", "Lists begun after the first.", ("resource",)
         ).cell(self._kind)
@@ -185,6 +174,11 @@ class _Follower:
             return "" if self.synced else self.watch.trouble
         silent = self._asked_at is not None and self._now() - self._asked_at >= SILENT
         return "the API server does not answer" if silent else "the first list is under way"
+
+    @property
+    def in_step(self) -> bool:
+        """See `auditor.Subject`: the watch is ahead of what it has told, which is applied bit by bit."""
+        return self.watch.in_step and not self._listing
 
     def show_age(self) -> None:
         if self.heard_at is not None:
@@ -313,9 +307,10 @@ class _Follower:
                 self._note(event, next(versions, "") if isinstance(event, Apply | InitApply) else "")
             if isinstance(event, Init):
                 self._relists.value += self._begun
-                self._begun = True
+                self._begun = self._listing = True
             elif isinstance(event, InitDone):
                 self.synced = True
+                self._listing = False
             await self._give_way()
         if self.watch.trouble != self._told:
             self._report(self.watch.trouble)

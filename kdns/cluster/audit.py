@@ -272,7 +272,6 @@ class _Expired(Struct):
     metadata: _ExpiredMeta
 
 
-_UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _PARTIAL: Final = "PartialObjectMetadataList"
 _decode_list = msgspec.json.Decoder(_List).decode
 _decode_expired = msgspec.json.Decoder(_Expired).decode
@@ -285,7 +284,7 @@ def decode_metadata(kind: str, data: bytes) -> Metadata:
     """
     try:
         page = _decode_list(data)
-    except _UNREADABLE as error:
+    except shapes.UNREADABLE as error:
         raise ObjectError(f"metadata of {kind}: {error}") from None
     if page.kind not in (None, "", _PARTIAL, SINGULAR[kind] + "List"):
         raise ObjectError(f"metadata of {kind}: its kind is {page.kind!r}")
@@ -300,7 +299,7 @@ def decode_token(data: bytes) -> str:
     """The token in a 410 with which a list goes on, as it is by now; empty when there is none."""
     try:
         return _decode_expired(data).metadata.continue_ or ""
-    except _UNREADABLE:
+    except shapes.UNREADABLE:
         return ""
 
 

@@ -36,8 +36,9 @@ from kdns.cluster.audit import (
     place_of,
 )
 from kdns.cluster.credentials import ApiError
+from kdns.cluster.decoding import decode_list, decode_status
 from kdns.cluster.http import JSON, Connection, TooLarge
-from kdns.cluster.objects import Apply, Delete, Event, ObjectError, decode_list, decode_status
+from kdns.cluster.objects import Apply, Delete, Event, ObjectError
 from kdns.cluster.watch import PAGE_SIZE, Watch, older
 from kdns.log import Logger
 from kdns.metrics import Metrics
@@ -64,6 +65,10 @@ class Subject(Protocol):
     watch: Watch
     heard_at: float | None
     """When the API server last said anything."""
+
+    @property
+    def in_step(self) -> bool:
+        """Whether changes are followed, nothing that is known is in doubt, and no list is still taking force."""
 
     def put(self, event: Event, version: str) -> None:
         """Apply an event that the watch has not told, and write it into the ledger; ``version``: of the object that
@@ -136,7 +141,7 @@ class Auditor:
             await asyncio.sleep(due - self._now())
             due = self._now()
             for kind in self._kinds:
-                if kind.subject.watch.in_step:
+                if kind.subject.in_step:
                     await self._audit(kind)
                     await asyncio.sleep(PAUSE)
 
@@ -155,11 +160,11 @@ class Auditor:
 
     async def _compare(self, kind: _Kind) -> bool:
         """One comparison; False: overtaken.  Raises ApiError and ObjectError."""
-        watch, began, version, token = kind.subject.watch, self._now(), kind.subject.watch.version, ""
+        began, version, token = self._now(), kind.subject.watch.version, ""
         comparison = Round(kind.ledger)
         while True:
             page = await self._page(kind, token)
-            if comparison.overtaken or not watch.in_step:
+            if comparison.overtaken or not kind.subject.in_step:
                 return False
             if older(page.version, version) and not token:
                 self._relist(kind, f"the server went back from version {version} to {page.version}")
@@ -179,7 +184,7 @@ class Auditor:
     async def _settle(self, kind: _Kind, comparison: Round, began: float) -> bool:
         """Put right what the watch has not explained; False: overtaken."""
         subject = kind.subject
-        if comparison.overtaken or not subject.watch.in_step:
+        if comparison.overtaken or not subject.in_step:
             return False
         doubts, absent = comparison.open(), comparison.absent()
         count = len(doubts) + len(absent)
@@ -223,7 +228,7 @@ class Auditor:
         text = await self._read(target, JSON)
         version = named(kind.name, decode_metadata(kind.name, text).items, namespace, name)
         page = decode_list(kind.name, text)
-        if comparison.overtaken or not subject.watch.in_step or comparison.explained(doubt):
+        if comparison.overtaken or not subject.in_step or comparison.explained(doubt):
             return False
         if kind.ledger.holds(namespace, name, version):
             return False

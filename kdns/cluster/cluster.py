@@ -15,7 +15,7 @@ from kdns import limits
 from kdns.cluster.ask import Selection
 from kdns.cluster.index import Index
 from kdns.cluster.objects import IMPORT_NAME, KINDS, Apply, EndpointSlice, Event, InitDone, Object
-from kdns.cluster.shelves import entry_key
+from kdns.cluster.shelves import entry_key, known_fact
 from kdns.log import Logger
 from kdns.message import Fact
 from kdns.metrics import Metrics
@@ -199,12 +199,18 @@ class Cluster:
                 if await snapshot.restore(self.index):
                     self._restored = snapshot
                     break
+                self._unsay()
         except Exception as error:  # noqa: BLE001 - a bug in reading old news must not keep the new ones out
             self.index.forget()
             self._log.error(f"a snapshot could not be restored: {error!r}")
+            self._unsay()
         self._show_in_use()
         self.restoring = None
         self._source.start()
+
+    def _unsay(self) -> None:
+        """A snapshot was none, or of others: end what may have been answered from it before that turned out."""
+        self._drop(set(map(known_fact, self.index.waiting)))
 
     def close(self) -> None:
         """Follow it no more."""
@@ -226,7 +232,8 @@ class Cluster:
 
     def in_step(self) -> bool:
         """Whether everything is known, and nothing is in the way of knowing what changes."""
-        return not self.index.waiting and not any(self._source.trouble.values())
+        index = self.index
+        return not (index.waiting or index.listing or any(self._source.trouble.values()))
 
     def copy(self, kind: str) -> Iterator[Object]:
         """The objects of a kind as they are now, made one by one; see `snapshot.Known`."""

@@ -57,8 +57,7 @@ class Clusterset:
             return self._replies.missing(zone, facts)
         if query.type == SRV:
             return self._replies.srv(query, zone, facts, found)
-        addresses = dict.fromkeys(address for _, address, _ in found)
-        return self._replies.found(zone, facts, self._replies.addresses(query.spelling, query.type, addresses))
+        return self._replies.addresses(query, zone, facts, dict.fromkeys(address for _, address, _ in found))
 
     def _candidates(self, entry: Entry, service: Service, asked: Asked) -> list[Candidate] | None:
         """What fits the question; None: there is no such name.  Nothing is of a ServiceImport without an IP."""

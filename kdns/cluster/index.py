@@ -144,6 +144,11 @@ class Index:
         """Whether the objects of this kind are known: the first list is complete, or nobody watches them."""
         return kind not in self.waiting
 
+    @property
+    def listing(self) -> bool:
+        """Whether a list has begun, and not yet taken force as a whole."""
+        return bool(self._relists)
+
     def has(self, kind: str) -> bool:
         """Whether objects of this kind that are here may be told of: they are known, or remembered as a whole."""
         return kind not in self.waiting or kind in self.remembered

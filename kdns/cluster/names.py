@@ -14,10 +14,8 @@ Below a zone Z, from right to left; anything else does not exist:
 ``1-2-3-4.NS.pod.Z``                            the address itself; up to two further labels on the left mean nothing
 ==============================================  =======================================================================
 
-The last two only if they are wanted (``zonal``); they exist as soon as the Service does.  The names of ServiceImports
-are in `kdns.cluster.clusterset`.
-
-In a reverse zone a cluster IP points to its Service, any other address to the ready endpoints that have it.
+Those of topology zones only if they are wanted (``zonal``); they exist as soon as the Service does.  The zone itself is
+in `kdns.cluster.apex`, reverse names are in `kdns.cluster.reverse`, ServiceImports in `kdns.cluster.clusterset`.
 
 Sources: Kubernetes DNS-Based Service Discovery 1.1.0; where it is silent, the behaviour of CoreDNS 1.14.7.  A name that
 owns a record of any type is never NXDOMAIN (RFC 2308 section 5: that would deny all its types).
@@ -25,22 +23,24 @@ owns a record of any type is never NXDOMAIN (RFC 2308 section 5: that would deny
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import Final
 
 from msgspec import Struct
 
 from kdns import rdata
+from kdns.cluster.apex import SERVER_NAME, Apex
 from kdns.cluster.candidates import fitting, labelled, within
 from kdns.cluster.clusterset import Clusterset
 from kdns.cluster.grammar import Asked, Options, parse
 from kdns.cluster.index import Index
 from kdns.cluster.objects import Service
-from kdns.cluster.replies import REFUSAL, SVC, WIDTHS, Candidate, Replies, fits, undashed
+from kdns.cluster.replies import REFUSAL, SVC, WIDTHS, Candidate, Replies, undashed
+from kdns.cluster.reverse import Reverse, is_reverse, primary
 from kdns.cluster.shelves import Entry, Slice, entry_key, known_fact
 from kdns.denial import Denial, make_existing
-from kdns.message import AXFR, CNAME, FOREVER, IXFR, NS, PTR, SERVFAIL, SOA, SRV, TXT, Fact, Lease, Query, Record, Reply
-from kdns.name import IN_ADDR_ARPA, IP6_ARPA, ROOT, Name, above, is_under, longest_zone, reverse_address
+from kdns.message import AXFR, CNAME, FOREVER, IXFR, SERVFAIL, SRV, TXT, Fact, Lease, Query, Record, Reply
+from kdns.name import ROOT, Name, above, is_under, longest_zone
 
 __all__ = ["Asked", "Chase", "Names", "Options", "parse", "primary"]
 
@@ -52,7 +52,6 @@ CHAIN: Final = 10
 
 _POD: Final = b"\x03pod"
 _VERSION_NAME: Final = b"\x0bdns-version"
-_SERVER_NAME: Final = b"\x02ns\x03dns"
 _CHILDREN: Final = (b"", SVC, _POD, _VERSION_NAME, b"\x03dns")
 """What may exist in a zone: itself, these, and names below these."""
 
@@ -72,29 +71,36 @@ class Names:
     """Answers questions from an `Index`.  Zones, names and types are as in `message.Query`."""
 
     def __init__(self, index: Index, options: Options) -> None:
-        self.local: tuple[bytes, ...] = ()
-        """Packed addresses of this server, by which it finds the Services in front of it."""
         self._index = index
         self._entries = index.entries
         self._options = options
         self._ttl = options.ttl
         self._zones = options.zones
-        self._primary = primary(options.zones) or options.zones[0]
         self._imports = frozenset(
             zone for zone in options.zones if longest_zone(zone, options.multicluster) is not None
         )
         self._replies = Replies(index, options.ttl, self._imports)
         self._clusterset = Clusterset(index, options, self._replies)
-        self._filtered = bool(options.namespaces) or options.selected
+        self._reverse = Reverse(index, options, self._replies, self._exposed)
+        self._apex = Apex(index, options, self._replies)
         self._denials: dict[Name, Denial] = {}
         """By apex."""
         # Names of Services and Pods, by far the most asked, are found without reading all their labels: what precedes
         # the suffix is a key of the index or not.  Only below zones without zones below them is that the longest zone.
         nested = above(options.zones)
-        self._plain = [zone for zone in options.zones if not _is_reverse(zone) and zone not in nested]
+        self._plain = [zone for zone in options.zones if not is_reverse(zone) and zone not in nested]
         self._suffixes = [
             (SVC + zone, _POD + zone, -len(SVC + zone), zone) for zone in self._plain if zone not in self._imports
         ]
+
+    @property
+    def local(self) -> tuple[bytes, ...]:
+        """Packed addresses of this server, by which it finds the Services in front of it."""
+        return self._apex.local
+
+    @local.setter
+    def local(self, addresses: tuple[bytes, ...]) -> None:
+        self._apex.local = addresses
 
     def prove(self, barred: Collection[Name]) -> None:
         """From now on say, with the NXDOMAIN for a name, for which others it is true, too (`kdns.denial`).
@@ -160,14 +166,14 @@ class Names:
             return None
         head = name[: len(name) - len(found)]
         if not head:
-            return self._apex(query, found)
+            return self._apex.answer(query, found)
         if head == _VERSION_NAME:
             version = (Record(query.spelling, TXT, VERSION_TTL, VERSION),) if query.type == TXT else ()
             return self._replies.found(found, (), version)
-        if head == _SERVER_NAME:
-            return self._server(query, found)
-        if _is_reverse(found):
-            return self._reverse(query, found)
+        if head == SERVER_NAME:
+            return self._apex.server(query, found)
+        if is_reverse(found):
+            return self._reverse.answer(query, found)
         return self._forward(query, found, trail)
 
     def _forward(self, query: Query, zone: Name, trail: tuple[Name, ...]) -> Reply | Chase:
@@ -224,14 +230,20 @@ class Names:
         only = self._options.namespaces
         return namespace in self._index.namespaces and (not only or namespace in only)
 
-    def _vouched(self, namespace: bytes) -> tuple[Fact, ...]:
-        """On what a Service that is there may be shown though its namespace is not: Namespaces are not known yet.
+    def _shown(self, key: bytes, entry: Entry | None) -> tuple[Service | None, tuple[Fact, ...]]:
+        """The Service of an entry, None if it is not there or not shown, and the facts on which that stands.
 
-        Empty: it may not.
+        While Namespaces are not known yet, a Service that is there vouches for its own.
         """
+        namespace = key[1 + key[0] :]
+        facts: tuple[Fact, ...] = (b"svc/" + key, b"ns/" + namespace)
+        service = entry.service if entry is not None else None
+        if service is None or self._exposed(namespace):
+            return service, facts
         only = self._options.namespaces
-        unknown = not self._options.selected and not self._index.synced("namespaces")
-        return (known_fact("namespaces"),) if unknown and (not only or namespace in only) else ()
+        if self._options.selected or self._index.synced("namespaces") or (only and namespace not in only):
+            return None, facts
+        return service, (*facts, known_fact("namespaces"))
 
     # -- Services
 
@@ -239,16 +251,9 @@ class Names:
         self, query: Query, zone: Name, key: bytes, entry: Entry | None, trail: tuple[Name, ...]
     ) -> Reply | Chase:
         """A whole Service."""
-        namespace = key[1 + key[0] :]
-        facts: tuple[Fact, ...] = (b"svc/" + key, b"ns/" + namespace)
-        service = entry.service if entry is not None else None
+        service, facts = self._shown(key, entry)
         if entry is None or service is None:
             return self._replies.missing(zone, facts)
-        if not self._exposed(namespace):
-            vouched = self._vouched(namespace)
-            if not vouched:
-                return self._replies.missing(zone, facts)
-            facts += vouched
         if service.external is not None:
             return self._external(query, zone, service.external, facts, trail)
         if service.headless or self._options.ignore_empty:
@@ -268,16 +273,9 @@ class Names:
 
     def _part(self, query: Query, zone: Name, key: bytes, entry: Entry | None, asked: Asked) -> Reply:
         """One endpoint of a Service, or a Service restricted to a port."""
-        namespace = key[1 + key[0] :]
-        facts: tuple[Fact, ...] = (b"svc/" + key, b"ns/" + namespace)
-        service = entry.service if entry is not None else None
+        service, facts = self._shown(key, entry)
         if entry is None or service is None or service.external is not None:
             return self._replies.missing(zone, facts)
-        if not self._exposed(namespace):
-            vouched = self._vouched(namespace)
-            if not vouched:
-                return self._replies.missing(zone, facts)
-            facts += vouched
         needed: tuple[str, ...] = ()
         if service.headless or asked.endpoint or self._options.ignore_empty:
             facts, needed = (*facts, b"eps/" + key), ("endpointslices",)
@@ -289,14 +287,12 @@ class Names:
             return self._replies.missing(zone, facts, *needed)
         if query.type == SRV:
             return self._replies.srv(query, zone, facts, found)
-        return self._addresses(query, zone, facts, dict.fromkeys(address for _, address, _ in found))
+        return self._replies.addresses(query, zone, facts, dict.fromkeys(address for _, address, _ in found))
 
     def _in_zone(self, query: Query, zone: Name, key: bytes, entry: Entry | None, asked: Asked) -> Reply:
         """The endpoints of a headless Service in a topology zone.  What is no such Service has no such names."""
-        namespace = key[1 + key[0] :]
-        facts: tuple[Fact, ...] = (b"svc/" + key, b"ns/" + namespace)
-        service = entry.service if entry is not None else None
-        if entry is None or service is None or not service.headless or not self._exposed(namespace):
+        service, facts = self._shown(key, entry)
+        if entry is None or service is None or not service.headless:
             return self._replies.missing(zone, facts)
         facts = (*facts, b"eps/" + key)
         found = self._candidates(entry, asked) if self._index.has("endpointslices") else []
@@ -306,16 +302,13 @@ class Names:
             found = self._candidates(entry, Asked())
         if query.type == SRV:
             return self._replies.srv(query, zone, facts, found)
-        return self._addresses(query, zone, facts, dict.fromkeys(address for _, address, _ in found))
+        return self._replies.addresses(query, zone, facts, dict.fromkeys(address for _, address, _ in found))
 
     def _without_endpoints(self, zone: Name, facts: tuple[Fact, ...], entry: Entry) -> Reply | None:
         """What is said when the endpoints are not known, or there are none; None: there are some."""
         if entry.ready and self._index.has("endpointslices"):
             return None
         return self._replies.missing(zone, facts, "endpointslices")
-
-    def _addresses(self, query: Query, zone: Name, facts: tuple[Fact, ...], addresses: Iterable[bytes]) -> Reply:
-        return self._replies.found(zone, facts, self._replies.addresses(query.spelling, query.type, addresses))
 
     def _candidates(self, entry: Entry, asked: Asked) -> list[Candidate]:
         """(labels below ``svc``, address, port) of everything that fits; ports without a number are `NO_PORT`."""
@@ -387,110 +380,6 @@ class Names:
         fitting = len(address) == WIDTHS.get(query.type)
         answer = (Record(query.spelling, query.type, self._ttl, address),) if fitting else ()
         return self._replies.found(zone, facts, answer)
-
-    # -- reverse names
-
-    def _reverse(self, query: Query, zone: Name) -> Reply:
-        address = reverse_address(query.name)
-        if address is None:
-            return self._replies.missing(zone, ())
-        facts: list[Fact] = [b"ip/" + address]
-        for entry in self._index.by_cluster_ip(address):
-            if self._shown(entry, facts):
-                return self._pointers(query, zone, facts, [entry.key])
-        for kind in ("services", "endpointslices", *(("namespaces",) if self._filtered else ())):
-            if not self._index.has(kind):
-                return self._replies.unknown(zone, kind)
-        targets: dict[bytes, None] = {}
-        for entry in self._index.by_endpoint(address):
-            if self._shown(entry, facts):
-                for part in entry.slices:
-                    if part.has(address):
-                        named = labelled(part, self._options.pod_names)
-                        targets.update(
-                            (b"%c%b%b" % (len(label), label, entry.key), None) for at, label in named if at == address
-                        )
-        return self._pointers(query, zone, facts, list(targets), "endpointslices")
-
-    def _shown(self, entry: Entry, facts: list[Fact]) -> bool:
-        """Whether reverse lookups may name this Service; the fact on which that stands joins ``facts``."""
-        if not self._filtered:
-            return True
-        namespace = entry.key[1 + entry.key[0] :]
-        facts.append(b"ns/" + namespace)
-        return self._exposed(namespace)
-
-    def _pointers(self, query: Query, zone: Name, facts: list[Fact], targets: list[bytes], *needed: str) -> Reply:
-        names = [target + SVC + self._primary for target in targets]
-        answer = tuple([Record(query.spelling, PTR, self._ttl, name) for name in names if fits(name)])
-        if not answer:
-            return self._replies.missing(zone, tuple(facts), *needed)
-        return self._replies.found(zone, tuple(facts), answer if query.type == PTR else ())
-
-    # -- the zone itself
-
-    def _apex(self, query: Query, zone: Name) -> Reply:
-        if query.type == SOA:
-            reply = self._replies.found(zone, (), (self._replies.soa(zone).with_owner(query.spelling),))
-            return reply.leased(Lease())
-        if query.type != NS:
-            return self._replies.found(zone, ())
-        kind, servers, facts = self._servers(zone)
-        if kind:
-            return self._replies.unknown(zone, kind)
-        answer = tuple(
-            [Record(query.spelling, NS, self._ttl, name) for name in dict.fromkeys(name for name, _ in servers)]
-        )
-        additional = tuple([self._replies.address(name, address) for name, address in servers])
-        return self._replies.found(zone, facts, answer, additional)
-
-    def _server(self, query: Query, zone: Name) -> Reply:
-        kind, servers, facts = self._servers(zone)
-        if kind:
-            return self._replies.unknown(zone, kind)
-        return self._addresses(query, zone, facts, dict.fromkeys(address for _, address in servers))
-
-    def _servers(self, zone: Name) -> tuple[str, list[tuple[bytes, bytes]], tuple[Fact, ...]]:
-        """What is in front of this server: ("", [(name, address)], facts), or the kind of objects that is not known."""
-        unknown = [kind for kind in ("services", "endpointslices") if not self._index.synced(kind)]
-        if not all(map(self._index.has, unknown)):
-            return unknown[0], [], ()
-        facts: list[Fact] = []
-        servers: dict[tuple[bytes, bytes], None] = {}
-        fronted = False
-        for local in self.local:
-            facts.append(b"ip/" + local)
-            for entry in self._index.by_endpoint(local):
-                fronted = True
-                facts += (b"svc/" + entry.key, b"eps/" + entry.key)
-                if entry.service is not None:
-                    found = self._in_front(entry, entry.service, local)
-                    servers.update(((below + SVC + zone, address), None) for below, address in found)
-        if not fronted:
-            if unknown:
-                return unknown[0], [], ()
-            servers.update(((_SERVER_NAME + zone, local), None) for local in self.local)
-        return "", [server for server in servers if fits(server[0])], tuple(facts)
-
-    def _in_front(self, entry: Entry, service: Service, local: bytes) -> list[tuple[bytes, bytes]]:
-        """(labels below ``svc``, address) of the Service of an endpoint; headless: of the endpoints beside it."""
-        if not service.headless:
-            return [(entry.key, address) for address in service.addresses]
-        return [
-            (b"%c%b%b" % (len(label), label, entry.key), address)
-            for part in entry.slices
-            if part.has(local)
-            for address, label in labelled(part, self._options.pod_names)
-        ]
-
-
-def primary(zones: tuple[Name, ...]) -> Name | None:
-    """The zone that reverse lookups point into: the first that is no reverse zone; None: there is none."""
-    return next((zone for zone in zones if not _is_reverse(zone)), None)
-
-
-def _is_reverse(zone: Name) -> bool:
-    return is_under(zone, IN_ADDR_ARPA) or is_under(zone, IP6_ARPA)
 
 
 def _child(head: bytes) -> bytes:

@@ -118,10 +118,12 @@ class Replies:
         """The A or AAAA record of a packed address."""
         return Record(owner, A if len(address) == 4 else AAAA, self._ttl, address)
 
-    def addresses(self, owner: bytes, type: int, addresses: Iterable[bytes]) -> tuple[Record, ...]:
-        """A or AAAA records of the addresses that fit the type; none for other types."""
+    def addresses(self, query: Query, zone: Name, facts: tuple[Fact, ...], addresses: Iterable[bytes]) -> Reply:
+        """A or AAAA records of the addresses that fit the type asked for; other types have none."""
+        owner, type, ttl = query.spelling, query.type, self._ttl
         width = WIDTHS.get(type)
-        return tuple([Record(owner, type, self._ttl, address) for address in addresses if len(address) == width])
+        answer = tuple([Record(owner, type, ttl, address) for address in addresses if len(address) == width])
+        return self.found(zone, facts, answer)
 
     def srv(self, query: Query, zone: Name, facts: tuple[Fact, ...], found: Collection[Candidate]) -> Reply:
         """One SRV record for each target and port; all candidates, though they may share one, divide the weight."""

@@ -6,7 +6,13 @@ silently empty.  Whatever Go writes as ``null`` (empty lists, absent pointers) m
 
 from __future__ import annotations
 
+from typing import Final
+
+import msgspec
 from msgspec import Raw, Struct, field
+
+UNREADABLE: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What `msgspec` raises for data that are not what was expected."""
 
 
 class SliceLabels(Struct, gc=False):

@@ -40,6 +40,10 @@ class Slice(Struct, frozen=True, gc=False):
         pods: Iterable[bytes] = self.pods.split(b"\0") if self.pods else repeat(b"")
         return list(zip(self.each(), hostnames, pods, strict=False))
 
+    def rows(self) -> list[tuple[bytes, bytes, bytes, bytes]]:
+        """As `endpoints`, with the topology zone of each, which may be empty."""
+        return [(*found, b"") for found in self.endpoints()]
+
     def has(self, address: bytes) -> bool:
         """Whether it holds this address."""
         width, at = self.width, -1
@@ -55,10 +59,13 @@ class Zoned(Slice, frozen=True, gc=False):
 
     zones: bytes
 
+    def rows(self) -> list[tuple[bytes, bytes, bytes, bytes]]:
+        zones: Iterable[bytes] = self.zones.split(b"\0") if self.zones else repeat(b"")
+        return [(*found, zone) for found, zone in zip(self.endpoints(), zones, strict=False)]
+
     def within(self, zone: bytes) -> list[tuple[bytes, bytes, bytes]]:
         """As `endpoints`, of those in this zone."""
-        zones = self.zones.split(b"\0") if self.zones else []
-        return [found for found, own in zip(self.endpoints(), zones, strict=False) if own == zone]
+        return [found[:3] for found in self.rows() if found[3] == zone]
 
 
 class Imported(Slice, frozen=True, gc=False):
@@ -366,12 +373,15 @@ class Slices(Shelf):
         entry, old = self._old(key)
         if entry is None or old is None:
             return new
-        if entry.key != entry_key(new.service, new.namespace) or (old.width, old.ports) != (new.width, new.ports):
+        after = self._trim(key, new)
+        if entry.key != entry_key(new.service, new.namespace) or _common(old) != _common(after):
             return None
-        # In this order, so that whatever else the new object has in parallel fits its own endpoints.
-        found = list(dict.fromkeys([*self._trim(key, new).endpoints(), *old.endpoints()]))
-        addresses, hostnames, pods = zip(*found, strict=True) if found else ((), (), ())
-        return replace(new, addresses=b"".join(addresses), hostnames=b"\0".join(hostnames), pods=b"\0".join(pods))
+        rows = dict.fromkeys([*after.rows(), *old.rows()])
+        if not rows:
+            return new
+        addresses, *texts = zip(*rows, strict=True)
+        hostnames, pods, zones = map(b"\0".join, texts)
+        return replace(new, addresses=b"".join(addresses), hostnames=hostnames, pods=pods, zones=zones)
 
     def put(self, key: bytes, new: EndpointSlice) -> set[Fact]:
         if self.change(key, new) is False:
@@ -410,6 +420,11 @@ class Slices(Shelf):
             facts.update(b"ip/" + address for address, _, _ in before ^ after)
         self._entries.tidy(entry)
         return facts
+
+
+def _common(part: Slice) -> tuple[object, ...]:
+    """What a slice says of all its endpoints alike."""
+    return part.width, part.ports, part.cluster if isinstance(part, Imported) else b""
 
 
 class Pods(Shelf):

@@ -26,7 +26,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any, Final, Protocol, TypeVar
 
@@ -114,6 +114,7 @@ class Snapshot:
         self._task: asyncio.Task[None] | None = None
         self._worker = ThreadPoolExecutor(1, "snapshot")
         self._pen: Pen | None = None  # of the thread
+        self._tidied: Future[None] | None = None  # when the thread has done with the last writing
         self._writing = asyncio.Lock()
         self._written: int | None = None  # `Known.changes` at that time
         self._tried_at = float("-inf")
@@ -255,9 +256,20 @@ class Snapshot:
             idle = self._now() - self._tried_at
             if idle >= self._gap and (known.changes != self._written or idle >= refresh):
                 try:
-                    await self.write(known)
+                    await self._write_in_time(known)
+                except TimeoutError:
+                    text = f"cannot be written: the disk has not answered for {limits.SNAPSHOT_WRITE:g} s"
+                    self._complain(SnapshotError(self.path, "unwritable", text))
                 except Exception as error:  # noqa: BLE001 - a bug must cost this snapshot only
                     self._complain(SnapshotError(self.path, "unwritable", f"cannot be written: {error!r}"))
+
+    async def _write_in_time(self, known: Known) -> None:
+        """Raises TimeoutError when the disk does not answer, or still has not done so since the last time."""
+        if self._tidied is not None and not self._tidied.done():
+            self._tried_at = self._now()
+            raise TimeoutError
+        async with asyncio.timeout(limits.SNAPSHOT_WRITE):
+            await self.write(known)
 
     async def write_last(self, known: Known) -> None:
         """Write what has changed since the last time, as the process ends; gives up after `AT_END` seconds."""
@@ -318,7 +330,7 @@ class Snapshot:
             return pen.size
         finally:
             # Whatever of it still goes on in the thread comes first.
-            self._worker.submit(self._end)
+            self._tidied = self._worker.submit(self._end)
 
     def _begin(self, taken: float) -> Pen:
         self._pen = Pen(self.path)

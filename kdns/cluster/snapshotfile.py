@@ -12,7 +12,7 @@ A length has four octets, big-endian; a kind one, its place in `objects.KINDS`; 
 
 A file is written beside its place, brought to disk, and renamed: at every moment the place holds a whole one, whoever
 is killed.  The neighbour is locked, so that two processes with one place do not write into each other's; and what is
-at the place is replaced only if it is a snapshot or empty, whatever somebody writes into a Corefile.
+at either is replaced only if it is a snapshot or empty, whatever somebody writes into a Corefile.
 
 A file is read twice, a frame at a time: for its sum, and only if that is right for what it holds.  So what counts is
 the size of a frame, not that of the file.  All this blocks, and is meant for a thread.
@@ -112,22 +112,34 @@ def _check(one: Object) -> None:
     if isinstance(one, Namespace):
         _need(0 < len(one.name) < 64)
         return
-    _need(bool(one.namespace and one.name))
+    _need(0 < len(one.namespace) < 64 and bool(one.name))
+    # People are told of them; what is not text raises a ValueError, too.
+    one.namespace.decode()
+    one.name.decode()
     if isinstance(one, EndpointSlice):
-        _need(one.width in (4, 16) and not len(one.addresses) % one.width)
-        count = len(one.addresses) // one.width
-        for names in (one.hostnames, one.pods):
-            parts = names.split(b"\0") if names else [b""] * count
-            _need(len(parts) == count and all(len(part) < 64 for part in parts))
+        _check_endpoints(one)
     else:
         _need(all(len(address) in (4, 16) for address in one.addresses))
-    if isinstance(one, Service) and one.external:
-        try:
-            _need(from_labels(labels(one.external)) == one.external)
-        except (BadName, IndexError):
-            raise ValueError("not a name") from None
+    if isinstance(one, Service):
+        _need(len(one.name) < 64)
+        _check_target(one.external or b"\0")
     if not isinstance(one, Pod):
         _need(all(0 <= port.number < 65536 and len(port.name) < 64 and len(port.protocol) < 64 for port in one.ports))
+
+
+def _check_endpoints(one: EndpointSlice) -> None:
+    _need(one.width in (4, 16) and not len(one.addresses) % one.width)
+    count = len(one.addresses) // one.width
+    for texts, longest in ((one.hostnames, 63), (one.pods, 63), (one.zones, limits.SNAPSHOT_FRAME)):
+        parts = texts.split(b"\0") if texts else [b""] * count
+        _need(len(parts) == count and all(len(part) <= longest for part in parts))
+
+
+def _check_target(name: bytes) -> None:
+    try:
+        _need(from_labels(labels(name)) == name)
+    except (BadName, IndexError):
+        raise ValueError("not a name") from None
 
 
 def _need(fine: bool) -> None:
@@ -230,14 +242,25 @@ def _locked(path: str, new: str) -> IO[bytes]:
         # Whoever had it may have renamed it between our opening and our locking it: then it is the snapshot itself.
         if (here.st_dev, here.st_ino) != (found.st_dev, found.st_ino):
             raise SnapshotError(path, "busy", "another process is writing it")
-        if not stat.S_ISREG(found.st_mode):
-            raise SnapshotError(path, "foreign", f"{new} is not a file")
+        _check_neighbour(path, new, found)
         os.fchmod(file.fileno(), 0o600)
         os.ftruncate(file.fileno(), 0)
     except BaseException:
         file.close()
         raise
     return file
+
+
+def _check_neighbour(path: str, new: str, found: os.stat_result) -> None:
+    """Refuse to write over what no snapshot has left there: one that was killed, or a power failure, which is zeros."""
+    if not stat.S_ISREG(found.st_mode):
+        raise SnapshotError(path, "foreign", f"{new} is not a file")
+    if found.st_nlink > 1:
+        raise SnapshotError(path, "foreign", f"{new} has another name, too: it is left as it is")
+    with _open(new) as file:
+        start = file.read(len(MAGIC))
+    if any(start) and not MAGIC.startswith(start):
+        raise SnapshotError(path, "foreign", f"{new} is not a snapshot of kdns: it is left as it is")
 
 
 def _sync_directory(path: str) -> None:
@@ -279,8 +302,8 @@ class Reader:
     def frames(self) -> Iterator[bytes]:
         """The frames with objects, for `unframe`; raises SnapshotError."""
         try:
-            while size := int.from_bytes(self._file.read(4), "big"):
-                data = self._file.read(min(size, self.size))
+            while size := self._length():
+                data = self._file.read(size)
                 if len(data) != size:
                     raise self._wrong("damaged", "it changed while it was read")
                 yield data
@@ -300,12 +323,18 @@ class Reader:
                 raise self._wrong("version", "of another version of kdns, or damaged")
             self._check_sum(size)
             self._file.seek(len(start))
-            length = int.from_bytes(self._file.read(4), "big")
-            return _decode_header(self._file.read(min(length, size)))
+            return _decode_header(self._file.read(self._length()))
         except OSError as error:
             raise self._wrong("unreadable", f"cannot be read: {error.strerror}") from None
         except (msgspec.MsgspecError, UnicodeDecodeError):
             raise self._wrong("damaged", "damaged: its header makes no sense") from None
+
+    def _length(self) -> int:
+        """How much comes next."""
+        length = int.from_bytes(self._file.read(4), "big")
+        if length > limits.SNAPSHOT_FRAME:
+            raise self._wrong("damaged", f"damaged: a frame of over {limits.SNAPSHOT_FRAME} octets")
+        return length
 
     def _check_sum(self, size: int) -> None:
         self._file.seek(0)

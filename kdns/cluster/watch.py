@@ -33,7 +33,8 @@ from msgspec import Struct
 
 from kdns import limits
 from kdns.cluster.ask import ALL, Asker, Request, Selection
-from kdns.cluster.objects import Apply, Delete, Event, Init, InitApply, InitDone, Page, Status, WatchEvent
+from kdns.cluster.decoding import Page, Status, WatchEvent
+from kdns.cluster.objects import Apply, Delete, Event, Init, InitApply, InitDone
 from kdns.cluster.pace import LAST_GAP, Pace
 
 STEADY: Final = 3.0
@@ -41,7 +42,9 @@ STEADY: Final = 3.0
 BEGINNING: Final = 10.0
 """Seconds until the first line of a streamed list must have come, otherwise pages are asked for."""
 SILENCE: Final = 5.0
-"""Seconds from line to line until its end; a server that is silent for longer is not asked for a stream again."""
+"""Seconds from one object to the next until its end; a server that takes longer is not asked for a stream again."""
+WHOLE: Final = 60.0
+"""Seconds in which it must end, however many objects there are; slower ones are asked for in pages."""
 LIFETIME: Final = (300, 600)
 """Seconds for which a watch is asked for: a random number between these."""
 GRACE: Final = 15.0
@@ -184,7 +187,8 @@ class Watch:
         self._objects += 1
         if self._objects > limits.API_LIST:
             return self._too_many(now)
-        self.deadline = now + SILENCE
+        if event.type == "ADDED":  # what else comes is news, and comes whether the end has been swallowed or not
+            self.deadline = min(now + SILENCE, self._opened_at + WHOLE)
         events = self._init()
         if event.type == "DELETED":
             events.append(Delete(self.kind, event.namespace, event.name))
@@ -316,7 +320,7 @@ class Watch:
         return ()
 
     def _watch_late(self, what: Late, now: float) -> Events:
-        if self._pace.list_at is None:
+        if self._pace.list_at is None or now < self._pace.list_at:
             return self._watch_lost(Failed("silent for too long"), now)
         self._relist(0.0)
         return ()

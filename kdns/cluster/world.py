@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import msgspec
 from msgspec import Struct, field
 
-from kdns.cluster import clusterips, endpoints, objects
+from kdns.cluster import clusterips, decoding, endpoints, objects
 from kdns.cluster.objects import IMPORT_NAME, IMPORTS, KINDS, SINGULAR, Object, ObjectError
 from kdns.cluster.selectors import Selector
 from kdns.name import BadName, pack_address
@@ -127,9 +127,9 @@ def entry(document: Document) -> Entry:
     if (namespace + meta.name).lower() != namespace + meta.name:
         raise bare.error("names have no capital letters")
     try:
-        found = objects.from_manifest(kind, document.content) if kind in SINGULAR else None
+        found = decoding.from_manifest(kind, document.content) if kind in SINGULAR else None
         slice = kind == "endpointslices" and IMPORT_NAME in bare.labels
-        imported = objects.from_manifest("importedslices", document.content) if slice else None
+        imported = decoding.from_manifest("importedslices", document.content) if slice else None
     except ObjectError as error:
         raise ObjectError(f"{document.where}: {error}") from None
     try:
@@ -235,7 +235,7 @@ def _namespaces(by_kind: Mapping[str, list[Entry]]) -> Iterator[Entry]:
 def _implied(one: Entry) -> Entry:
     """The Namespace that an object is in."""
     try:
-        found = objects.from_manifest("namespaces", {"metadata": {"name": one.namespace}})
+        found = decoding.from_manifest("namespaces", {"metadata": {"name": one.namespace}})
     except ObjectError as error:
         raise ObjectError(f"{one.where}: {error}") from None
     return Entry(one.where, "namespaces", "", one.namespace, {_NAMESPACE_NAME: one.namespace}, found)
@@ -285,7 +285,7 @@ def _derived(by_kind: Mapping[str, list[Entry]]) -> Iterator[Entry]:
             families = clusterips.families(source)
             for manifest in endpoints.slices(source, families, pods.get(one.namespace, endpoints.Pods(()))):
                 meta = manifest["metadata"]
-                found = objects.from_manifest("endpointslices", manifest)
+                found = decoding.from_manifest("endpointslices", manifest)
                 yield Entry(one.where, "endpointslices", one.namespace, meta["name"], meta["labels"], found)
 
 

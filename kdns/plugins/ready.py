@@ -49,18 +49,18 @@ class Ready(Plugin):
     def _respond(self, target: str) -> tuple[int, str, bytes]:
         if self._process.stopping:
             return 503, _PLAIN, b"Shutting down"
-        reasons: dict[str, str] = {}
+        reasons: set[tuple[str, str]] = set()  # a plugin may be in several server blocks
         for plugin in self._process.plugins:
             if plugin in self._was_ready and not self._continuously:
                 continue
             reason = plugin.unready()
             if reason:
-                reasons[plugin.name] = reason
+                reasons.add((plugin.name, reason))
             else:
                 self._was_ready.add(plugin)
-        names = ",".join(sorted(reasons))
-        if names:
-            text = "\n".join([names, *(f"{name}: {reason}" for name, reason in sorted(reasons.items()))])
+        if reasons:
+            names = ",".join(sorted({name for name, _ in reasons}))
+            text = "\n".join([names, *(f"{name}: {reason}" for name, reason in sorted(reasons))])
             if text != self._last_reasons:
                 # CoreDNS says so at every probe; once per change is enough.
                 self._log.info(f'Plugins not ready: "{names}" ({"; ".join(text.splitlines()[1:])})')

@@ -9,7 +9,8 @@ from typing import Any
 from tests.chaos import world
 from tests.chaos.stage import Seen, Server, Setting, Stage, until
 from tests.chaos.verdict import NotYet, Run, Verdict
-from tests.fakeapi import Mischief, service
+from tests.fakeapi import FakeApi, Mischief, service
+from tests.fakehttp import Request
 
 KINDS = ("namespaces", "services", "endpointslices", "pods")
 ABSENT: dict[str, dict[str, Any]] = {
@@ -185,6 +186,15 @@ def total(samples: dict[str, float], *parts: str) -> float:
     return sum(value for key, value in samples.items() if all(part in key for part in parts))
 
 
+def is_list(request: Request) -> bool:
+    """Whether a request begins a whole list: not a further page, a probe, an audit, or the look at one object."""
+    query = request.query
+    return query.get("sendInitialEvents") == "true" or (
+        request.verb == "list"
+        and not (request.bare or "continue" in query or query.get("limit") == "1" or "fieldSelector" in query)
+    )
+
+
 async def half_open(run: Run) -> Verdict:
     """K3: the watches' connections break without a word, and a hundred Services change behind them."""
     verdict = Verdict(run)
@@ -256,23 +266,24 @@ async def overtaken(run: Run) -> Verdict:
 async def dropped(run: Run) -> Verdict:
     """K6: one event in twenty is never told."""
     verdict = Verdict(run)
-    async with Stage(run) as stage:
-        objects = world.fill(stage.api)
+    api = FakeApi(bookmark=5.0)
+    objects = world.fill_big(api, run.number(2000, 40), run.number(20_000, 400))
+    async with Stage(run, Setting(kubernetes=""), api) as stage:
         server = await stage.server()
         await server.needs("self-audit", "audit", "repair")
-        load = await stage.load(server, world.questions(objects, run.seed))
+        load = await stage.load(server, world.questions(objects, run.seed, pods=False))
         stage.api.filter = mischief = Mischief(lose=0.05, seed=run.seed)
         truth: dict[str, str] = {}
         for number in range(run.number(1000, 100)):
             name = f"d{number % 200}"
-            truth[name] = f"10.97.{number // 250 % 250}.{number % 250 + 1}"
-            stage.api.put("services", service(name, "apps", cluster_ip=truth[name]))
+            truth[name] = f"10.99.{number // 250 % 250}.{number % 250 + 1}"
+            stage.api.put("services", service(name, "n0", cluster_ip=truth[name]))
             await asyncio.sleep(run.seconds(20, 2) / 1000)
         stage.api.filter = lambda resource, lines: lines
 
         async def all_right() -> bool:
             for name, address in truth.items():
-                if await server.ask(f"{name}.apps.svc.cluster.local.") != frozenset({address}):
+                if await server.ask(f"{name}.n0.svc.cluster.local.") != frozenset({address}):
                     return False
             return True
 
@@ -281,6 +292,12 @@ async def dropped(run: Run) -> Verdict:
         repairs = total(await server.metrics(), "repair")
         verdict.at_least("repairs counted", repairs, 1)
         verdict.clean(await load.window())
+        lists = max(sum(is_list(one) for one in api.requests if one.resource == kind) for kind in KINDS)
+        verdict.at_most("whole lists of a resource", lists, 1)
+        load.tell({"rate": 0.0})
+        seconds, began = run.seconds(35), server.cpu()  # there is an audit in it
+        await asyncio.sleep(seconds)
+        verdict.at_most("CPU of a server that only audits", round(100 * (server.cpu() - began) / seconds, 2), 1.0, "%")
     return verdict
 
 

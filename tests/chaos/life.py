@@ -13,7 +13,6 @@ from pathlib import Path
 from kdns.errors import KdnsError
 from tests.chaos import world
 from tests.chaos.cgroup import Cgroup
-from tests.chaos.large import cpu
 from tests.chaos.stage import Load, Server, Setting, Stage, until
 from tests.chaos.verdict import NotYet, Run, Verdict
 from tests.support import http_get, parse
@@ -111,6 +110,11 @@ async def killed(run: Run) -> Verdict:
             gone += time.monotonic() - began
         await asyncio.sleep(1)
         seen = await load.window()
+        await server.until_ready()
+        load.expect({number: one.right[:1] for number, one in enumerate(asked)})
+        await load.window()
+        await asyncio.sleep(run.seconds(3))
+        verdict.clean(await load.window(), "afterwards")
         verdict.at_most("back after", slowest, 2.0, "s", clock=True)
         verdict.at_most("wrong", seen.wrong, 0)
         verdict.at_most("lost / asked while it was away", seen.lost / (gone * seen.sent / seen.seconds), 1.0)
@@ -336,9 +340,9 @@ async def starved(run: Run) -> Verdict:
                 load.tell({"rate": 1000})
                 await asyncio.sleep(1)
                 await load.window()
-                began = cpu(server)
+                began = server.cpu()
                 await asyncio.sleep(1)
-                cost = (cpu(server) - began) / (await load.window()).sent
+                cost = (server.cpu() - began) / (await load.window()).sent
                 group.write("cpu.cfs_quota_us", str(milli * 100))
                 bearable = await highest(load, 0.6 * milli / 1000 / cost, 2 if run.quick else 12)
                 load.tell({"rate": 0.8 * bearable})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -183,6 +184,11 @@ class Server:
         assert status == 200
         pairs = (line.rpartition(" ") for line in text.splitlines() if line and not line.startswith("#"))
         return {key: float(value) for key, _, value in pairs}
+
+    def cpu(self) -> float:
+        """Seconds of CPU time used so far."""
+        fields = Path(f"/proc/{self.kdns.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     async def needs(self, feature: str, *words: str) -> None:
         """Raise NotYet unless kdns has a metric of its own with one of these words in its name."""

@@ -14,7 +14,7 @@ import dns.message
 import dns.rrset
 import pytest
 
-from kdns.cluster import index
+from kdns.cluster import index, shelves
 from kdns.cluster.objects import Delete
 from tests.chaos import __main__ as command
 from tests.chaos import histories, world
@@ -115,6 +115,11 @@ def hasty(shelf: Any, relist: Any, found: Any) -> set[bytes]:
     return facts
 
 
+def lossy(self: shelves.Slices, key: bytes, new: Any) -> Any:
+    """Losses before gains."""
+    return new
+
+
 APPLY = index.Index.apply
 
 
@@ -124,6 +129,7 @@ APPLY = index.Index.apply
         (index.Index, "apply", forgetful, ", not ["),
         (index.Index, "apply", factless, ", not ["),
         (index, "_noted", hasty, "in a list"),
+        (shelves.Slices, "both", lossy, "in a list"),
     ],
 )
 def test_histories_find_bugs(

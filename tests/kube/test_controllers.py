@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from kdns.cluster import objects
+from kdns.cluster import decoding, objects
 from kdns.cluster.documents import read
 from kdns.cluster.selectors import EVERYTHING
 from kdns.cluster.world import World, build, entry
@@ -107,7 +107,7 @@ def endpoints(slices: Iterable[objects.Object]) -> Endpoints:
 
 def theirs(control_plane: ControlPlane, namespace: str) -> Endpoints:
     found = json.loads(control_plane.kubectl("-n", namespace, "get", "endpointslices", "-o", "json"))
-    return endpoints(objects.from_manifest("endpointslices", item) for item in found["items"])
+    return endpoints(decoding.from_manifest("endpointslices", item) for item in found["items"])
 
 
 def ours(control_plane: ControlPlane, namespace: str, *kinds: str) -> World:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -487,6 +488,28 @@ async def test_a_list_overtakes_the_round(api, world):
     await world.knows("a", "b", "c", "new")
     await rounds(world, 1)
     assert not repairs(world)
+
+
+async def test_a_list_that_is_taking_force_is_not_compared(api, log):
+    """The watch is in step as soon as the last page has come, but it takes a while to put all in place."""
+
+    def finish(store, event):
+        store.apply(event)
+        for _ in range(50):
+            time.sleep(0.002)  # long enough for others to be given their turn
+            yield
+
+    api.fault(when=of_metadata, delay=0.15)
+    async with World(api, audit=0.02, finish=finish) as world:
+        await world.until(world.synced)
+        for number in range(3):
+            await world.until(lambda: api.watching("services"))
+            api.put("services", service(f"new{number}"))
+            api.say("services", b'{"type":"ERROR","object":{"code":410}}')
+            relists = number + 1
+            await world.until(lambda relists=relists: world.counted("kdns_kubernetes_relists_total") >= relists)
+        await rounds(world)
+        assert not repairs(world) and not log.matching("put right")
 
 
 async def test_while_the_watch_is_in_trouble_nothing_is_compared(api, world):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from kdns.cluster.cluster import LIVING, PROGRAMMING, Cluster, Settings
 from kdns.cluster.credentials import ApiError
 from kdns.cluster.objects import IMPORT_NAME, Apply, Init, InitApply, InitDone, ObjectError
 from kdns.cluster.snapshot import Snapshot
+from kdns.cluster.snapshotfile import Header, Pen, frame
 from kdns.log import Logger
 from kdns.message import Fact
 from kdns.metrics import Metrics
@@ -311,6 +313,39 @@ async def test_a_warm_start(tmp_path: Path) -> None:
             }
             assert cluster.index.remembered == () and b"\3web\7default" in cluster.index.entries
         assert len(log.matching("the API server has been heard")) == 1
+
+
+async def test_a_cluster_is_not_in_step_while_a_list_takes_force(tmp_path: Path) -> None:
+    """Between its steps there is both what was and what is."""
+    async with fakeapi.FakeApi() as api:
+        api.put("services", fakeapi.service("web", cluster_ip="10.96.0.1"))
+        with captured_log(), Warm(Board(), api, tmp_path / "x") as warm:
+            cluster = warm.cluster
+            await asyncio.wait_for(cluster.synced.wait(), 10)
+            assert cluster.in_step()
+            cluster.apply(Init("services"))
+            steps = cluster.finish(InitDone("services"))
+            next(steps)
+            assert not cluster.in_step() and not await warm.snapshot.write(cluster)
+            assert len(list(steps)) == 1 and cluster.in_step()
+
+
+async def test_what_a_snapshot_said_before_it_turned_out_to_be_none_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "cluster.snapshot"
+    async with fakeapi.FakeApi() as api:
+        await api.refuse()
+        board = Board()
+        with captured_log() as log, Warm(board, api, path) as warm:
+            pen = Pen(str(path))
+            pen.begin(Header(warm.settings.identity(), time.time(), warm.settings.contents))
+            pen.write(frame("services", [service("web.dev", "10.96.0.1")]))
+            pen.write(frame("services", [service("web.dev", "10.96.0.1") for _ in range(2)])[:-1] + b"\xff")
+            pen.commit()
+            assert warm.cluster.restoring is not None
+            await asyncio.wait([warm.cluster.restoring])
+            assert not warm.cluster.index.entries
+            assert {fact for facts in board.facts for fact in facts} >= {b"known/services", b"known/namespaces"}
+        assert log.matching("made by somebody else")
 
 
 async def test_a_bug_in_reading_old_news_keeps_no_new_ones_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

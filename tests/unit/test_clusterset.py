@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from kdns import message, name
+from kdns.cluster.decoding import from_manifest
 from kdns.cluster.index import Index
 from kdns.cluster.names import Asked, Names, parse
-from kdns.cluster.objects import IMPORTS, KINDS, Delete, Object, from_manifest
+from kdns.cluster.objects import IMPORTS, KINDS, Delete, Object
 from kdns.message import FOREVER, NXDOMAIN, SERVFAIL, Fact, Reply
 from tests.indextest import (
     answer,

@@ -14,12 +14,26 @@ from kdns import message, name
 from kdns.cluster import index as index_module
 from kdns.cluster.index import Index
 from kdns.cluster.names import Chase, Names
-from kdns.cluster.objects import KINDS, Apply, Delete, EndpointSlice, Init, InitApply, InitDone, Object
-from kdns.cluster.shelves import Slice, Zoned, entry_key
+from kdns.cluster.objects import IMPORTS, KINDS, Apply, Delete, EndpointSlice, Init, InitApply, InitDone, Object
+from kdns.cluster.shelves import Imported, Slice, Zoned, entry_key
 from kdns.message import Fact
 from kdns.name import pack_address
-from tests.indextest import answer, fill, kind_of, names_of, namespace, pod, put, relist, said, service, slice_of
+from tests.indextest import (
+    answer,
+    fill,
+    imported,
+    kind_of,
+    names_of,
+    namespace,
+    pod,
+    put,
+    relist,
+    said,
+    service,
+    slice_of,
+)
 
+ALL_KINDS = (*KINDS, *IMPORTS)
 WEB = b"\3web\3dev"
 IP = b"ip/" + pack_address("10.1.0.1")
 
@@ -347,6 +361,38 @@ def test_endpoints_that_move_out_of_slices_that_go_never_vanish(ports: tuple[str
             assert any(part.has(pack_address(ip)) for part in parts) and index.by_endpoint(pack_address(ip))
     assert index.counts()["endpointslices"] == 300
     assert relist(index, "endpointslices", moved) == set()
+
+
+def test_endpoints_that_move_between_slices_never_vanish_from_their_topology_zone() -> None:
+    """Half of the slices take over the endpoints of the other half, some of them before, some after they are lost."""
+    index = Index(KINDS, zones=True)
+    text = [f"10.1.{n // 250}.{n % 250 + 1} h{n} - east" for n in range(600)]
+    fill(index, *(slice_of(f"x{n:03}.dev", text[n], of=f"s{n // 2}") for n in range(600)))
+    turned = []
+    for n in range(0, 600, 2):  # the first named twice, as an API object may
+        turned.append(slice_of(f"x{n:03}.dev", "10.9.0.1 - - west", "10.9.0.1 - - west", text[n + 1], of=f"s{n // 2}"))
+        turned.append(slice_of(f"x{n + 1:03}.dev", text[n], of=f"s{n // 2}"))
+    begin(index, "endpointslices", turned)
+    for _ in index.finish("endpointslices", 1):
+        for n in range(300):
+            parts = [part for part in index.entries[entry_key(b"s%d" % n, b"dev")].slices if isinstance(part, Zoned)]
+            east = {address for part in parts for address, _, _ in part.within(b"east")}
+            assert east == {pack_address(one.split()[0]) for one in text[2 * n : 2 * n + 2]}
+    assert relist(index, "endpointslices", turned) == set()
+
+
+def test_slices_that_change_their_cluster_change_in_one_step() -> None:
+    index = Index(ALL_KINDS)
+    before, after = (
+        [imported(f"x{n}.dev", f"10.{net}.0.{n + 1}", of="db", cluster=cluster) for n in range(120)]
+        for net, cluster in ((1, "east"), (2, "west"))
+    )
+    fill(index, *before, kinds=ALL_KINDS)
+    begin(index, "importedslices", after)
+    for _ in index.finish("importedslices", 1):
+        for part in index.imports[entry_key(b"db", b"dev")].slices:
+            assert isinstance(part, Imported)
+            assert {address[1] for address in part.each()} == {1 if part.cluster == b"east" else 2}
 
 
 def test_pods_that_swap_their_addresses_in_steps() -> None:

@@ -188,6 +188,13 @@ def test_what_names_of_topology_zones_stand_on() -> None:
     assert said(names, f"z-c.pin._zone.db.dev.svc.{Z}") == ["A 10.1.0.1"]
 
 
+def test_topology_zones_before_namespaces_are_known() -> None:
+    names = names_of(fill(Index(KINDS, zones=True), *ZONAL, kinds=("services", "endpointslices")), zonal=True)
+    qname = f"z-a.pin._zone.db.dev.svc.{Z}"
+    assert said(names, qname) == ["A 10.1.0.1", "A 10.1.0.2"]
+    assert reply_to(names, qname).lease.facts[-2:] == (b"known/namespaces", b"eps/\2db\3dev")
+
+
 def test_topology_zones_before_endpoints_are_known() -> None:
     names = names_of(fill(Index(KINDS, zones=True), *ZONAL, kinds=("namespaces", "services")), zonal=True)
     assert said(names, f"z-a.pin._zone.db.dev.svc.{Z}") == ["SERVFAIL"]

@@ -16,12 +16,15 @@ class Moody(Plugin):
     inline = True
     reason = ""
 
+    def __init__(self, mood: str = "") -> None:
+        self.mood = mood
+
     @classmethod
     def setup(cls, uses: Sequence[Directive], site: Site) -> Plugin:
-        return cls()
+        return cls(*uses[0].args)
 
     def unready(self) -> str:
-        return Moody.reason
+        return f"{self.mood}{Moody.reason}" if Moody.reason else ""
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +46,15 @@ async def test_not_ready_names_the_plugin_and_the_reason_once_in_the_log() -> No
         assert await http_get(port, "/ready") == (200, "OK")
         Moody.reason = "lost it"
         assert await http_get(port, "/ready") == (200, "OK")
+
+
+async def test_the_same_plugin_in_several_server_blocks() -> None:
+    port = free_port()
+    one, two, three = free_port(), free_port(), free_port()
+    text = f".:{one} {{\n ready 127.0.0.1:{port}\n moody a\n}}\n.:{two} {{\n moody b\n}}\n.:{three} {{\n moody a\n}}\n"
+    async with serving(text):
+        Moody.reason = ": HTTP 403"
+        assert await http_get(port, "/ready") == (503, "moody\nmoody: a: HTTP 403\nmoody: b: HTTP 403")
 
 
 async def test_monitored_continuously() -> None:

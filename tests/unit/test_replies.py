@@ -10,6 +10,7 @@ from kdns.cluster.replies import Replies, dashed, fits, stale, undashed
 from kdns.message import AA, EDE_NOT_READY, EDE_STALE_ANSWER, FOREVER, NXDOMAIN, SERVFAIL, Lease
 from kdns.name import pack_address
 from tests.indextest import fill, namespace, put, service
+from tests.plugintest import ask
 
 ZONE = name.from_text("cluster.local.")
 
@@ -63,10 +64,10 @@ def test_replies() -> None:
     nothing = replies.found(ZONE, facts)
     assert (nothing.rcode, nothing.answer, nothing.lease) == (0, (), Lease(FOREVER, facts))
     assert nothing.authority == missing.authority == (replies.soa(ZONE),)
-    answer = replies.addresses(ZONE, message.AAAA, [bytes(4), bytes(16)])
-    assert answer == (replies.address(ZONE, bytes(16)),)
-    assert replies.addresses(ZONE, message.TXT, [bytes(4)]) == ()
-    assert replies.found(ZONE, facts, answer).authority == ()
+    addresses = [bytes(4), bytes(16)]
+    found = replies.addresses(ask("cluster.local.", message.AAAA), ZONE, facts, addresses)
+    assert found.answer == (replies.address(ZONE, bytes(16)),) and found.authority == ()
+    assert replies.addresses(ask("cluster.local.", message.TXT), ZONE, facts, addresses) == nothing
 
 
 def test_the_soa_keeps_up_with_the_index() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -377,6 +378,33 @@ async def test_who_cannot_tell_the_cluster_writes_nothing(place: Place, log: Lin
     assert not await place.snapshot().write(Known(*WORLD))
     assert log.matching("cannot be written: nobody knows")
     await until(lambda: not os.listdir(place.path.parent))
+
+
+async def test_a_disk_that_does_not_answer_is_told_of_and_asked_no_more_until_it_does(
+    place: Place, log: Lines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(snapshot, "TICK", 0.0)
+    monkeypatch.setattr(snapshot, "GAP", 0.0)
+    monkeypatch.setattr(limits, "SNAPSHOT_WRITE", 0.05)
+    go_on, hung = threading.Event(), []
+
+    class Hung(Pen):
+        def begin(self, header: Header) -> None:
+            hung.append(header)
+            go_on.wait(30)
+            raise OSError(5, os.strerror(5))
+
+    monkeypatch.setattr(snapshot, "Pen", Hung)
+    one = place.snapshot()
+    one._gap = 0.0
+    one.keep(Known(*WORLD))
+    await until(lambda: place.reasons().get("unwritable", 0) > 3)
+    assert len(hung) == 1 and one._worker._work_queue.qsize() < 3
+    assert [line for line in log.lines if "the disk has not answered for 0.05 s" in line] == log.lines
+    monkeypatch.setattr(snapshot, "Pen", Pen)
+    go_on.set()
+    await until(place.path.exists)
+    await until(lambda: bool(log.matching("written again")))
 
 
 async def test_a_bug_costs_one_snapshot(place: Place, log: Lines, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,10 +142,12 @@ GOOD = long(msgspec.msgpack.encode(HEADER))
         (b"", ("foreign", "empty")),
         (b"root:x:0:0:root:/root:/bin/sh\n", ("foreign", "not a snapshot of kdns")),
         (b"kdns snapshot 2\nwhatever", ("version", "of another version of kdns, or damaged")),
-        (summed(), ("damaged", "damaged: its header makes no sense")),
+        (summed(), ("damaged", "damaged: a frame of over 33554432 octets")),
         (summed(long(b"\x93\1\2\3")), ("damaged", "damaged: its header makes no sense")),
-        (summed(b"\xff\xff\xff\xff"), ("damaged", "damaged: its header makes no sense")),
-        (summed(GOOD, b"\xff\xff\xff\xf0\0"), ("damaged", "it changed while it was read")),
+        (summed(b"\xff\xff\xff\xff"), ("damaged", "damaged: a frame of over 33554432 octets")),
+        (summed(b"\0\0\0\x09"), ("damaged", "damaged: its header makes no sense")),
+        (summed(GOOD, b"\xff\xff\xff\xf0\0"), ("damaged", "damaged: a frame of over 33554432 octets")),
+        (summed(GOOD, b"\0\0\0\xff\0"), ("damaged", "it changed while it was read")),
     ],
 )
 def test_what_is_said_about_it(tmp_path: Path, data: bytes, said: tuple[str, str]) -> None:
@@ -163,6 +165,9 @@ def test_what_is_said_about_it(tmp_path: Path, data: bytes, said: tuple[str, str
         (0, [["text"]]),
         (1, [[b"dev", b"web", [b"\1\2\3"]]]),
         (1, [[b"", b"web"]]),
+        (1, [[b"dev", b"x" * 64]]),
+        (1, [[b"x" * 64, b"web"]]),
+        (1, [[b"\xff\xfe", b"web"]]),
         (1, [[b"dev", b"web", [], [[b"http", b"tcp", 65536]]]]),
         (1, [[b"dev", b"web", [], [], False, b"\x40abc"]]),
         (1, [[b"dev", b"web", [], [], False, b"\3abc"]]),
@@ -171,7 +176,9 @@ def test_what_is_said_about_it(tmp_path: Path, data: bytes, said: tuple[str, str
         (2, [[b"dev", b"a", b"web", 4, b"\1\2\3"]]),
         (2, [[b"dev", b"a", b"web", 4, b"\1\2\3\4", b"one\0two"]]),
         (2, [[b"dev", b"a", b"web", 4, b"\1\2\3\4", b"", b"x" * 64]]),
+        (2, [[b"dev", b"a", b"web", 4, b"\1\2\3\4", b"", b"", [], "", b"one\0two"]]),
         (3, [[b"dev", b"p", [b"\1"]]]),
+        (3, [[b"dev", b"\xff\xfe"]]),
         (3, {"a": 1}),
     ],
 )
@@ -205,6 +212,15 @@ def test_without_permission(tmp_path: Path) -> None:
     write(path)
     path.chmod(0)
     assert refused(path) == ("unreadable", "cannot be read: Permission denied")
+
+
+def test_a_frame_too_large_to_read_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "SNAPSHOT_FRAME", 100)
+    path = tmp_path / "x"
+    path.write_bytes(summed(GOOD, long(bytes(101)), bytes(4)))
+    assert refused(path) == ("damaged", "damaged: a frame of over 100 octets")
+    path.write_bytes(summed(long(msgspec.msgpack.encode(HEADER) + bytes(100)), bytes(4)))
+    assert refused(path) == ("damaged", "damaged: a frame of over 100 octets")
 
 
 def test_too_large_to_read(tmp_path: Path) -> None:
@@ -251,11 +267,23 @@ def test_who_gives_up_leaves_the_old_one(tmp_path: Path) -> None:
 
 def test_what_a_killed_process_left_is_written_over(tmp_path: Path) -> None:
     path = tmp_path / "x"
-    (tmp_path / "x.new").write_bytes(b"much longer than what comes, " * 100)
-    (tmp_path / "x.new").chmod(0o666)
-    write(path)
-    assert read(path)[0] == HEADER and left(tmp_path) == {"x"}
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    for content in (snapshotfile.MAGIC + b"much longer than what comes, " * 100, b"kdns sn", bytes(5000)):
+        (tmp_path / "x.new").write_bytes(content)
+        (tmp_path / "x.new").chmod(0o666)
+        write(path)
+        assert read(path)[0] == HEADER and left(tmp_path) == {"x"}
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_what_else_stands_beside_the_place_is_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "x.new").write_bytes(b"precious")
+    (tmp_path / "y").write_bytes(snapshotfile.MAGIC)
+    (tmp_path / "z.new").hardlink_to(tmp_path / "y")
+    for name, text in (("x", "x.new is not a snapshot of kdns"), ("z", "z.new has another name, too")):
+        with pytest.raises(SnapshotError, match=text) as caught:
+            Pen(str(tmp_path / name))
+        assert caught.value.reason == "foreign"
+    assert (tmp_path / "x.new").read_bytes() == b"precious" and (tmp_path / "y").read_bytes() == snapshotfile.MAGIC
 
 
 def test_two_with_one_place(tmp_path: Path) -> None:
@@ -351,7 +379,7 @@ def test_a_full_disk_leaves_the_old_one(tmp_path: Path) -> None:
     assert path.read_bytes() == old and left(tmp_path) == {"x"}
 
 
-names = st.binary(min_size=1, max_size=20)
+names = st.text(min_size=1, max_size=15).map(str.encode)
 addresses = st.lists(st.binary(min_size=4, max_size=4) | st.binary(min_size=16, max_size=16), max_size=3).map(tuple)
 ports = st.lists(
     st.builds(Port, st.binary(max_size=15), st.sampled_from([b"tcp", b"udp"]), st.integers(0, 65535)), max_size=3

@@ -9,14 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kdns import limits
+from kdns.cluster import pace
 from kdns.cluster import watch as watches
 from kdns.cluster.ask import ALL, Selection
-from kdns.cluster.objects import Apply, Delete, Init, InitApply, InitDone, Namespace, Page, Status, WatchEvent
+from kdns.cluster.decoding import Page, Status, WatchEvent
+from kdns.cluster.objects import Apply, Delete, Init, InitApply, InitDone, Namespace
 from kdns.cluster.watch import (
     BEGINNING,
     GRACE,
     LIFETIME,
     SILENCE,
+    WHOLE,
     Ended,
     Failed,
     Late,
@@ -140,6 +143,24 @@ def test_a_streamed_list_that_falls_silent_turns_into_pages_for_good():
     told = feed(watch, page(A))
     assert told == [INIT, first(A), DONE], "the list starts again"
     feed(watch, Opened(), event("ERROR"), now=100.0)
+    assert watch.state is State.LIST, "the stream is not tried again"
+
+
+@pytest.mark.parametrize("kept", ["ADDED", "MODIFIED", "DELETED", "BOOKMARK"])
+def test_a_streamed_list_without_its_end_turns_into_pages_however_busy_the_cluster_is(kept):
+    watch = make()
+    feed(watch, Opened(), event("ADDED", A), now=0.0)
+    now, version = 0.0, 1
+    while watch.deadline > now + 1.0:
+        now += 1.0
+        version += 1
+        feed(watch, event(kept, B, str(version)), now=now)
+        assert watch.state is State.STREAM and now <= WHOLE
+    assert now >= WHOLE - 2.0 if kept == "ADDED" else now <= SILENCE
+    feed(watch, Late(), now=watch.deadline)
+    assert watch.state is State.LIST
+    feed(watch, page(A), Opened(), now=100.0)
+    feed(watch, WatchEvent("ERROR", status=Status(410)), now=200.0)
     assert watch.state is State.LIST, "the stream is not tried again"
 
 
@@ -356,6 +377,22 @@ def test_a_second_relist_has_to_wait_and_the_watch_is_tried_meanwhile():
     assert feed(watch, event("ADDED", B, "8"), now=0.7) == [Apply("namespaces", B)]
     feed(watch, Late(), now=2.0)
     assert watch.state is State.STREAM and watch.request.wait == 0 and not watch.open
+
+
+def test_a_silent_watch_in_doubt_does_not_bring_the_next_list_forward(monkeypatch):
+    monkeypatch.setattr(pace, "FIRST_GAP", 40.0)
+    watch = watching(now=0.0)
+    for now in (1.0, 2.0):
+        feed(watch, event("BOOKMARK", version="8"), now=now)
+    feed(watch, event("BOOKMARK", version="7"), now=3.0)
+    assert watch.deadline == 13.0 and watch.trouble, "the next list is due at 40.0"
+    feed(watch, Late(), now=13.0)
+    assert watch.state is State.PROBE, "another watch is tried meanwhile"
+    feed(watch, page(version="9"), Opened(), now=14.0)
+    feed(watch, event("ADDED", B, "9"), now=39.0)
+    assert watch.deadline == 40.0
+    feed(watch, Late(), now=40.0)
+    assert watch.state is State.STREAM and watch.request.wait == 0
 
 
 def test_a_line_that_makes_no_sense_is_skipped_and_leads_to_a_list():
