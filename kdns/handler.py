@@ -203,9 +203,12 @@ class Handler:
         routes = self.routes
         return routes.find(query.name, query.type) if query.klass == IN or routes.any_class else None
 
-    def _recover(self, query: Query, error: Exception) -> Reply:
+    def _panic(self, query: Query, error: Exception) -> None:
         self._panics.value += 1
         self._log.error(f'Recovered from panic in server: "{query.listener.server}" {error!r}')
+
+    def _recover(self, query: Query, error: Exception) -> Reply:
+        self._panic(query, error)
         return Reply(SERVFAIL, report=self._queries.tally(query, NO_ZONE, SERVFAIL, "").sent)
 
     def _refuse(self, query: Query) -> Reply:
@@ -216,25 +219,29 @@ class Handler:
         epoch = self._facts.epoch
         routes = self.routes
         chain = self._route(query)
-        # As `resolve`, without the cost of one more coroutine.
+        # As `resolve`, without the cost of one more coroutine; a reply that cannot be packed is a plugin's bug, too.
         try:
             reply = self._refuse(query) if chain is None else await chain(query)
+            if reply.drop:
+                return None
+            packed = pack_reply(query, reply, reply_limit(query, reply))
         except Exception as error:  # noqa: BLE001 - a plugin's bug costs one answer, never the process
             reply = self._recover(query, error)
-        if reply.drop:
-            return None
-        packed = pack_reply(query, reply, reply_limit(query, reply))
+            packed = pack_reply(query, reply, reply_limit(query, reply))
         now = self._now()
-        report = reply.report
-        if report is not None:
-            report(1, query.size, len(packed), now - started)
-        lease = reply.lease
-        unchanged = routes is self.routes and (epoch == self._facts.epoch or not lease.facts)
-        if lease.until > now and scope and unchanged:
-            denial = lease.denial
-            if denial is not None and (query.klass != IN or not routes.one_way(denial.apex)):
-                lease = lease.shrink(FOREVER)
-            self._packets.put(scope, packet, packed, lease, now, report)
+        try:
+            report = reply.report
+            if report is not None:
+                report(1, query.size, len(packed), now - started)
+            lease = reply.lease
+            unchanged = routes is self.routes and (epoch == self._facts.epoch or not lease.facts)
+            if lease.until > now and scope and unchanged:
+                denial = lease.denial
+                if denial is not None and (query.klass != IN or not routes.one_way(denial.apex)):
+                    lease = lease.shrink(FOREVER)
+                self._packets.put(scope, packet, packed, lease, now, report)
+        except Exception as error:  # noqa: BLE001 - what a plugin wants done beside must not cost the answer
+            self._panic(query, error)
         return packed
 
 
