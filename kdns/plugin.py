@@ -331,6 +331,12 @@ def _link(plugin: Plugin, inner: Next) -> Next:
 
 def _in_task(plugin: Plugin) -> Callable[[Query, Next], Coroutine[Any, Any, Reply]]:
     async def resolve(query: Query, inner: Next) -> Reply:
-        return await asyncio.create_task(plugin.resolve(query, inner))
+        task = asyncio.create_task(plugin.resolve(query, inner))
+        try:
+            return await task
+        except GeneratorExit:
+            # Who steps the chain by hand has dropped it, and what was awaited does not learn of that by itself.
+            task.cancel()
+            raise
 
     return resolve

@@ -181,6 +181,26 @@ async def test_who_gives_up_a_query_ends_its_task(caplog: pytest.LogCaptureFixtu
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+async def test_who_drops_a_query_stepped_by_hand_ends_its_task() -> None:
+    """As the handler does when too many queries wait: else their tasks would be without a bound."""
+    ended = asyncio.Event()
+
+    class Endless(Plugin):
+        async def resolve(self, query: Query, next: Next) -> Reply:
+            try:
+                await asyncio.sleep(60)
+            finally:
+                ended.set()
+            return Reply()
+
+    answering = build_chain([Endless()])(QUERY)
+    answering.send(None)
+    await asyncio.sleep(0)
+    answering.close()
+    async with asyncio.timeout(5):
+        await ended.wait()
+
+
 async def test_errors_come_through() -> None:
     class Broken(Plugin):
         async def resolve(self, query: Query, next: Next) -> Reply:
