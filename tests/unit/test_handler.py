@@ -311,15 +311,34 @@ async def test_a_chain_that_takes_its_time_to_be_cancelled_gets_it() -> None:
     assert ended == ["tidy"] and world.handler.in_flight == 0
 
 
-async def test_what_was_cancelled_below_ends_without_a_word() -> None:
-    caught: list[object] = []
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: caught.append(context))
+@pytest.mark.parametrize("waits", ["not", "for a promise", "for a future"])
+async def test_what_was_cancelled_below_is_a_bug_and_is_answered(waits: str) -> None:
+    """Nobody has given up the query: a plugin's own task, say, was cancelled."""
     promise: Promise[str] = Promise(Wakeups())
-    world, sent = World(root=promising(promise, [])), Sent()
-    await parked(world, sent)
-    promise.cancel()
-    await until(lambda: sent.replies == [None])
-    assert world.handler.in_flight == 0 and not caught
+
+    async def chain(query: Query) -> Reply:
+        if waits == "for a promise":
+            await promise
+        elif waits == "for a future":
+            await asyncio.sleep(0.001)
+        raise asyncio.CancelledError
+
+    world, sent = World(root=chain), Sent()
+    with captured_log() as log:
+        if waits == "not":
+            assert world.rcode("a.") == SERVFAIL
+        else:
+            await parked(world, sent)
+            promise.cancel()
+            await until(lambda: bool(sent.replies))
+            assert sent.replies[0] is not None and parse_reply(sent.replies[0]).rcode == SERVFAIL
+    assert world.handler.in_flight == 0
+    assert len(log.matching("Recovered from panic in server")) == 1
+    exposed = world.process.metrics.expose().decode()
+    assert (
+        'coredns_dns_responses_total{plugin="",rcode="SERVFAIL",server="dns://:53",view="",zone="dropped"} 1.0'
+        in exposed
+    )
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["promise", "future"])
