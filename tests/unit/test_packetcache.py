@@ -440,6 +440,21 @@ def test_facts_are_forgotten_with_their_entries() -> None:
 # --- what is owed ----------------------------------------------------------------------------------------------------
 
 
+def test_a_duty_that_fails_keeps_nothing_that_is_to_go(cache: PacketCache) -> None:
+    """Duties may be anybody's; what is not true any more goes before they are called."""
+
+    def broken(replays: int, query_octets: int, reply_octets: int) -> None:
+        raise RuntimeError("a bug")
+
+    for number in range(4):
+        packet = question(f"n{number}.")
+        stored(cache, packet, Lease(10.0, (b"f%d" % (number // 2),), duties=(broken,)))
+        assert cache.get(UDP, packet, 1.0)
+    with pytest.raises(RuntimeError):
+        cache.forget((b"f0", b"f1"))
+    assert len(cache) == cache.facts == 0
+
+
 def test_duties_are_settled_once_for_each_replay(cache: PacketCache, metrics: Metrics) -> None:
     owed: list[tuple[int, int, int]] = []
     other: list[int] = []

@@ -315,6 +315,20 @@ def test_drops_reach_all_who_subscribe() -> None:
     assert heard[2:] == [("a", frozenset((b"z",)))]
 
 
+def test_drops_reach_those_behind_one_that_fails() -> None:
+    facts = Facts()
+    heard: list[frozenset[Fact]] = []
+
+    def broken(dropped: Iterable[Fact]) -> None:
+        raise RuntimeError("a bug")
+
+    facts.subscribe(broken)
+    facts.subscribe(lambda dropped: heard.append(frozenset(dropped)))
+    with pytest.raises(RuntimeError):
+        facts.drop((b"x",))
+    assert heard == [frozenset((b"x",))]
+
+
 def test_the_epoch_moves_with_every_drop_that_drops_something() -> None:
     facts = Facts()
     facts.drop(())
