@@ -37,13 +37,15 @@ _NO_BLOCK: Final = Reply(REFUSED)
 class Waiting:
     """A query whose chain waits for something: `park` it."""
 
-    __slots__ = ("_answering", "_future", "_handler", "_settled", "_task")
+    __slots__ = ("_answering", "_future", "_gone", "_handler", "_query", "_settled", "_task")
 
     _settled: Callable[[Waiting, bytes | None], None]
 
-    def __init__(self, handler: Handler, answering: Answering, future: Any) -> None:
+    def __init__(self, handler: Handler, query: Query, answering: Answering, future: Any) -> None:
         """``answering`` was stepped by hand until it waited for ``future``."""
         self._handler = handler
+        self._query = query
+        self._gone = False
         self._answering = answering
         self._future = future
         self._task: asyncio.Task[bytes | None] | None = None
@@ -59,6 +61,7 @@ class Waiting:
 
     def cancel(self) -> None:
         """Nobody wants the reply any more; what is parked is settled without one."""
+        self._gone = True
         if self._task is not None:
             self._task.cancel()
             return
@@ -83,21 +86,26 @@ class Waiting:
             future = answering.send(None) if error is None else answering.throw(error)
         except StopIteration as done:
             self._settle(done.value if error is None else None)
-        except BaseException as raised:
+        except asyncio.CancelledError as cancelled:
+            self._settle(self._cut_off(cancelled))
+        except BaseException:
             self._settle(None)
-            # As in a task: something that the chain waited for was cancelled, or we are.
-            if not isinstance(raised, asyncio.CancelledError):
-                raise
+            raise
         else:
             self._wait(future)
 
     def _finished(self, task: asyncio.Task[bytes | None]) -> None:
         reply: bytes | None = None
         try:
-            if not task.cancelled():
-                reply = task.result()
+            reply = task.result()
+        except asyncio.CancelledError as cancelled:
+            reply = self._cut_off(cancelled)
         finally:
             self._settle(reply)
+
+    def _cut_off(self, cancelled: asyncio.CancelledError) -> bytes | None:
+        """The reply when something was cancelled: we, or what a plugin waited for, which is a bug like any other."""
+        return None if self._gone else self._handler.cut_off(self._query, cancelled)
 
     def _settle(self, reply: bytes | None) -> None:
         self._handler.in_flight -= 1
@@ -181,11 +189,21 @@ class Handler:
         except StopIteration as done:
             result: bytes | None = done.value
             return result
+        except asyncio.CancelledError as cancelled:
+            return self.cut_off(query, cancelled)
         if self.in_flight >= limits.IN_FLIGHT:
             answering.close()
             self._shed.value += 1
             return pack_reply(query, Reply(SERVFAIL), reply_limit(query, _NO_BLOCK))
-        return Waiting(self, answering, future)
+        return Waiting(self, query, answering, future)
+
+    def cut_off(self, query: Query, error: BaseException) -> bytes:
+        """The reply to a query whose chain has ended with an error that no plugin may raise."""
+        reply = self._recover(query, error)
+        packed = pack_reply(query, reply, reply_limit(query, reply))
+        if reply.report is not None:
+            reply.report(1, query.size, len(packed), 0.0)
+        return packed
 
     async def resolve(self, query: Query) -> Reply:
         """Route a query and ask its chain.  Never raises; a query of kdns to itself comes in here."""
@@ -203,9 +221,12 @@ class Handler:
         routes = self.routes
         return routes.find(query.name, query.type) if query.klass == IN or routes.any_class else None
 
-    def _recover(self, query: Query, error: Exception) -> Reply:
+    def _panic(self, query: Query, error: BaseException) -> None:
         self._panics.value += 1
         self._log.error(f'Recovered from panic in server: "{query.listener.server}" {error!r}')
+
+    def _recover(self, query: Query, error: BaseException) -> Reply:
+        self._panic(query, error)
         return Reply(SERVFAIL, report=self._queries.tally(query, NO_ZONE, SERVFAIL, "").sent)
 
     def _refuse(self, query: Query) -> Reply:
@@ -216,25 +237,29 @@ class Handler:
         epoch = self._facts.epoch
         routes = self.routes
         chain = self._route(query)
-        # As `resolve`, without the cost of one more coroutine.
+        # As `resolve`, without the cost of one more coroutine; a reply that cannot be packed is a plugin's bug, too.
         try:
             reply = self._refuse(query) if chain is None else await chain(query)
+            if reply.drop:
+                return None
+            packed = pack_reply(query, reply, reply_limit(query, reply))
         except Exception as error:  # noqa: BLE001 - a plugin's bug costs one answer, never the process
             reply = self._recover(query, error)
-        if reply.drop:
-            return None
-        packed = pack_reply(query, reply, reply_limit(query, reply))
+            packed = pack_reply(query, reply, reply_limit(query, reply))
         now = self._now()
-        report = reply.report
-        if report is not None:
-            report(1, query.size, len(packed), now - started)
-        lease = reply.lease
-        unchanged = routes is self.routes and (epoch == self._facts.epoch or not lease.facts)
-        if lease.until > now and scope and unchanged:
-            denial = lease.denial
-            if denial is not None and (query.klass != IN or not routes.one_way(denial.apex)):
-                lease = lease.shrink(FOREVER)
-            self._packets.put(scope, packet, packed, lease, now, report)
+        try:
+            report = reply.report
+            if report is not None:
+                report(1, query.size, len(packed), now - started)
+            lease = reply.lease
+            unchanged = routes is self.routes and (epoch == self._facts.epoch or not lease.facts)
+            if lease.until > now and scope and unchanged:
+                denial = lease.denial
+                if denial is not None and (query.klass != IN or not routes.one_way(denial.apex)):
+                    lease = lease.shrink(FOREVER)
+                self._packets.put(scope, packet, packed, lease, now, report)
+        except Exception as error:  # noqa: BLE001 - what a plugin wants done beside must not cost the answer
+            self._panic(query, error)
         return packed
 
 

@@ -131,6 +131,8 @@ UPSTREAM_USES: Final = 8
 UPSTREAM_SOCKETS: Final = 2048
 """UDP sockets to all upstreams (or a quarter of the file descriptors, if that is less); then ports are used
 longer (kdns_upstream_full_total)."""
+UPSTREAM_FORSAKEN: Final = 1024
+"""IDs remembered of one port whose answers are not waited for any more; an answer to an older one is a stranger."""
 UPSTREAM_STRANGERS: Final = 16
 """Datagrams with unknown IDs on one port; then the questions that wait there are asked again over TCP."""
 UPSTREAM_STREAMS: Final = 16

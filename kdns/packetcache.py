@@ -255,10 +255,15 @@ class PacketCache:
 
     def forget(self, facts: Iterable[Fact]) -> None:
         """Drop the replies that stand on one of these facts."""
+        gone: list[Entry] = []
         for fact in facts:
             for entry in self._standing.on(fact):
-                self._remove(entry)
-                self._counts.dropped.value += 1
+                self._take_out(entry)
+                gone.append(entry)
+        self._counts.dropped.value += len(gone)
+        # What is paid may drop facts, too: by then nothing is left that is not true any more.
+        for entry in gone:
+            self._pay(entry)
 
     def settle(self) -> None:
         """Pay what is owed for all hits so far, so that every counter is up to date; runs before each scrape."""
@@ -270,8 +275,11 @@ class PacketCache:
 
     def clear(self) -> None:
         """Drop everything: the chain itself has changed."""
-        for entry in list(self._table.values()):
-            self._remove(entry)
+        gone = list(self._table.values())
+        for entry in gone:
+            self._take_out(entry)
+        for entry in gone:
+            self._pay(entry)
 
     # --- finding -----------------------------------------------------------------------------------------------------
 
@@ -403,8 +411,10 @@ class PacketCache:
             self._evict()
 
     def _remove(self, entry: Entry) -> None:
-        if self._table.get(entry.key) is not entry:
-            return  # what was paid for another one has dropped it
+        self._take_out(entry)
+        self._pay(entry)
+
+    def _take_out(self, entry: Entry) -> None:
         del self._table[entry.key]
         self._standing.remove(entry, entry.facts)
         (self._young if entry.young else self._old).remove(entry)
@@ -414,7 +424,6 @@ class PacketCache:
             del general[entry.form]
             if not general:
                 del self._apexes[entry.apex]
-        self._pay(entry)
 
     def _evict(self) -> None:
         """Let one entry go: see "Room" above."""

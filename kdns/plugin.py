@@ -34,6 +34,7 @@ Third-party plugins need not know: they get a task of their own unless they say 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ssl
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
@@ -141,13 +142,17 @@ class Facts:
         return lambda: self._subscribers.remove(forget)
 
     def drop(self, facts: Iterable[Fact]) -> None:
-        """These have changed: no answer that stood on one of them is repeated from now on."""
+        """These have changed: no answer that stood on one of them is repeated from now on.
+
+        What a subscriber raises is raised again when all have been told.
+        """
         facts = frozenset(facts)
         if not facts:
             return
         self.epoch += 1
-        for forget in self._subscribers:
-            forget(facts)
+        with contextlib.ExitStack() as told:
+            for forget in reversed(self._subscribers):
+                told.callback(forget, facts)
 
 
 class Warehouse:
@@ -331,6 +336,12 @@ def _link(plugin: Plugin, inner: Next) -> Next:
 
 def _in_task(plugin: Plugin) -> Callable[[Query, Next], Coroutine[Any, Any, Reply]]:
     async def resolve(query: Query, inner: Next) -> Reply:
-        return await asyncio.create_task(plugin.resolve(query, inner))
+        task = asyncio.create_task(plugin.resolve(query, inner))
+        try:
+            return await task
+        except GeneratorExit:
+            # Who steps the chain by hand has dropped it, and what was awaited does not learn of that by itself.
+            task.cancel()
+            raise
 
     return resolve

@@ -109,11 +109,15 @@ class Health(Plugin):
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
+    @property
+    def _in_force(self) -> bool:
+        """Whether this configuration answers; else a reload may have taken the address away, even under a request."""
+        return self in self._process.plugins
+
     async def _measure(self) -> None:
         while True:
             await asyncio.sleep(_EVERY)
-            if self not in self._process.plugins:
-                # Not in force yet or any more: a reload may have taken the address away.
+            if not self._in_force:
                 continue
             began = self._now()
             problem = ""
@@ -122,6 +126,8 @@ class Health(Plugin):
                     await self._request()
             except (OSError, TimeoutError) as error:
                 problem = str(error) or "time-out"
+            if problem and not self._in_force:
+                continue
             elapsed = self._now() - began
             self._durations.observe(elapsed)
             if problem:

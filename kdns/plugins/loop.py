@@ -88,7 +88,10 @@ class Loop(Plugin):
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
-        self._detected.forget(to_text(self._zone))
+        others = [plugin for plugin in self._site.process.plugins if isinstance(plugin, Loop) and plugin is not self]
+        # After a reload the gauge may be that of the one who watches the zone now.
+        if not any(plugin._looping and plugin._zone == self._zone for plugin in others):
+            self._detected.forget(to_text(self._zone))
 
     def resolve(self, query: Query, next: Next) -> Coroutine[Any, Any, Reply]:
         """Count probes; break the loop."""

@@ -69,8 +69,8 @@ class Port:
         """Datagrams that answered nothing."""
         self.waiting: dict[int, Attempt] = {}
         """ID → what waits for its answer."""
-        self.forsaken: set[int] = set()
-        """IDs that were given up: their late answers are no forgeries."""
+        self.forsaken: dict[int, None] = {}
+        """IDs that were given up, the oldest first: their late answers are no forgeries."""
         self.place = -1
         """In the pool; -1 = no more questions, close when all have their answers."""
         self.spoilt = False
@@ -98,7 +98,11 @@ class Port:
         """The answer to this attempt is not wanted any more."""
         if self.waiting.get(attempt.id) is attempt:
             del self.waiting[attempt.id]
-            self.forsaken.add(attempt.id)
+            forsaken = self.forsaken
+            forsaken[attempt.id] = None
+            # Where sockets are scarce a port may stay for all the hours in which an upstream is silent.
+            if len(forsaken) > limits.UPSTREAM_FORSAKEN:
+                del forsaken[next(iter(forsaken))]
             self._pool.tired(self)
 
     def renew(self, address: tuple[Any, ...], now: float) -> bool:

@@ -323,9 +323,10 @@ class Server:
         return (plugin for plugin in self.plugins if isinstance(plugin, kind))
 
     def apply(self, event: Any) -> None:
-        for plugin in self.of(Kubernetes):
-            if event.kind in plugin._cluster.index.counts() and (event.kind != "pods" or plugin._verified):
-                plugin._cluster.apply(event)
+        # Blocks that say the same of their cluster share it.
+        for cluster, pods in {plugin._cluster: plugin._verified for plugin in self.of(Kubernetes)}.items():
+            if event.kind in cluster.index.counts() and (event.kind != "pods" or pods):
+                cluster.apply(event)
 
     async def look(self) -> None:
         """Read the files again."""
@@ -483,13 +484,19 @@ class World:
         return f"m{self.random.randrange(4)}.{self.random.choice(['', 'forever.'])}moving."
 
     def question(self) -> bytes:
-        """A query packet; mostly one that was asked lately, with another ID."""
+        """A query packet; mostly one that was asked lately, by another asker."""
         if self.random.random() < self.leftovers:
             return self.packet(self.leftover(), self.random.choice([A, A, A, AAAA, AAAA, HTTPS, DS, SOA, AXFR]))
         if len(self.asked) == 30 and self.random.random() < 0.7:
-            return self.random.randbytes(2) + self.random.choice(self.asked)[2:]
+            return self.asked_by_another(self.random.choice(self.asked))
         self.asked.append(self.new_question())
         return self.asked[-1]
+
+    def asked_by_another(self, packet: bytes) -> bytes:
+        """The same question with another ID, and with another cookie if it has one."""
+        if packet[-12:-8] == b"\0\x0a\0\x08":
+            packet = packet[:-8] + self.random.randbytes(8)
+        return self.random.randbytes(2) + packet[2:]
 
     def new_question(self) -> bytes:
         pick, number = self.random.choice, self.random.randrange

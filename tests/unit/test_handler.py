@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
+from typing import Any
 
 import pytest
 
 from kdns import limits
+from kdns.compiled import twin as twin_of
 from kdns.denial import Denial, Existing
 from kdns.handler import Handler, Routes, Waiting
 from kdns.message import (
@@ -30,8 +32,8 @@ from kdns.name import ROOT, from_text
 from kdns.packetcache import PacketCache
 from kdns.plugin import Next, Process
 from kdns.promise import Promise, Wakeups
-from kdns.wire import pack_query, parse_reply
-from tests.support import captured_log, until
+from kdns.wire import pack_query, parse_reply, road
+from tests.support import TWINS, captured_log, until, use_twin
 
 LISTENER = Listener("dns://:53", "udp", ("127.0.0.1", 53), "1")
 PEER = ("127.0.0.1", 4711)
@@ -131,6 +133,33 @@ def test_a_plugin_that_raises_costs_one_answer() -> None:
         assert world.rcode("a.") == SERVFAIL
     assert log.matching("Recovered from panic in server")
     assert "coredns_panics_total 1.0" in world.process.metrics.expose().decode()
+
+
+@pytest.mark.parametrize("twin", TWINS)
+@pytest.mark.parametrize("wrong", [None, "text", {"answer": (Record(b"\0", A, 30, None),)}, {"rcode": "NOERROR"}])  # type: ignore[arg-type]
+def test_a_reply_that_is_none_costs_one_answer(wrong: Any, twin: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_twin(twin, monkeypatch, "kdns._wire")
+    monkeypatch.setattr("kdns.handler.pack_reply", (twin_of("kdns._wire") or road).pack_reply)
+
+    async def broken(query: Query) -> Reply:
+        return Reply(**wrong) if isinstance(wrong, dict) else wrong
+
+    world = World(root=broken)
+    with captured_log() as log:
+        assert world.rcode("a.") == SERVFAIL
+    assert log.matching("Recovered from panic in server")
+    assert "coredns_panics_total 1.0" in world.process.metrics.expose().decode()
+
+
+@pytest.mark.parametrize("fields", ["report", "lease"])
+def test_what_a_plugin_wants_done_beside_costs_no_answer(fields: str) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    world = World(root=answer(**{fields: broken}))
+    with captured_log() as log:
+        assert world.rcode("a.") == NOERROR
+    assert len(log.matching("Recovered from panic in server")) == 1
 
 
 def test_silence() -> None:
@@ -282,15 +311,34 @@ async def test_a_chain_that_takes_its_time_to_be_cancelled_gets_it() -> None:
     assert ended == ["tidy"] and world.handler.in_flight == 0
 
 
-async def test_what_was_cancelled_below_ends_without_a_word() -> None:
-    caught: list[object] = []
-    asyncio.get_running_loop().set_exception_handler(lambda loop, context: caught.append(context))
+@pytest.mark.parametrize("waits", ["not", "for a promise", "for a future"])
+async def test_what_was_cancelled_below_is_a_bug_and_is_answered(waits: str) -> None:
+    """Nobody has given up the query: a plugin's own task, say, was cancelled."""
     promise: Promise[str] = Promise(Wakeups())
-    world, sent = World(root=promising(promise, [])), Sent()
-    await parked(world, sent)
-    promise.cancel()
-    await until(lambda: sent.replies == [None])
-    assert world.handler.in_flight == 0 and not caught
+
+    async def chain(query: Query) -> Reply:
+        if waits == "for a promise":
+            await promise
+        elif waits == "for a future":
+            await asyncio.sleep(0.001)
+        raise asyncio.CancelledError
+
+    world, sent = World(root=chain), Sent()
+    with captured_log() as log:
+        if waits == "not":
+            assert world.rcode("a.") == SERVFAIL
+        else:
+            await parked(world, sent)
+            promise.cancel()
+            await until(lambda: bool(sent.replies))
+            assert sent.replies[0] is not None and parse_reply(sent.replies[0]).rcode == SERVFAIL
+    assert world.handler.in_flight == 0
+    assert len(log.matching("Recovered from panic in server")) == 1
+    exposed = world.process.metrics.expose().decode()
+    assert (
+        'coredns_dns_responses_total{plugin="",rcode="SERVFAIL",server="dns://:53",view="",zone="dropped"} 1.0'
+        in exposed
+    )
 
 
 @pytest.mark.parametrize("own", [True, False], ids=["promise", "future"])

@@ -52,6 +52,34 @@ async def test_an_address_that_a_reload_took_away_is_asked_no_more(monkeypatch: 
     assert not log.matching("failed")
 
 
+async def test_a_request_that_a_reload_cuts_off_is_no_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was on its way when its address was closed."""
+    monkeypatch.setattr("kdns.plugins.health._EVERY", 0.01)
+    begun, cut = asyncio.Event(), asyncio.Event()
+    first, second = free_port(), free_port()
+
+    async def request(self: Health) -> None:
+        if self._address.endswith(f":{first}"):
+            begun.set()
+            await cut.wait()
+            raise ConnectionResetError
+
+    monkeypatch.setattr(Health, "_request", request)
+    text = f". {{\n health 127.0.0.1:{first}\n}}\n"
+    with captured_log() as log:
+        async with serving(lambda: text) as server:
+            await begun.wait()
+            text = f". {{\n health 127.0.0.1:{second}\n}}\n"
+            assert await server.reload()
+            cut.set()
+            asked = server.process.metrics.histogram("coredns_health_request_duration_seconds", "", ()).cell()
+            until = sum(asked.counts) + 2
+            while sum(asked.counts) < until:
+                await asyncio.sleep(0.01)
+            assert b"coredns_health_request_failures_total 0.0" in server.process.metrics.expose()
+    assert not log.matching("failed")
+
+
 @pytest.mark.parametrize(
     ("text", "problem"),
     [

@@ -8,7 +8,7 @@ from typing import Any
 import dns.edns
 import pytest
 
-from kdns import message, name
+from kdns import limits, message, name
 from kdns.message import HINFO, SERVFAIL
 from kdns.plugin import Process
 from kdns.plugins import loop as loop_module
@@ -80,6 +80,24 @@ async def test_a_server_that_forwards_to_itself() -> None:
     assert line.startswith("[ERROR] plugin/loop: Loop (127.0.0.1:")
     assert f' -> 127.0.0.1:{port}) detected for zone ".", see https://coredns.io/plugins/loop#troubleshooting. ' in line
     assert line.split('Query: "HINFO ')[1].count(".") == 2
+
+
+async def test_a_loop_that_outlives_a_reload_is_still_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "RETIRE", 0.5)
+    port = free_port()
+    text = corefile(port, f"127.0.0.1:{port}")
+    with captured_log() as lines:
+        async with serving(lambda: text) as server:
+            await until(lambda: len(lines.matching("detected for zone")) == 1)
+            text = corefile(port, f"127.0.0.1:{port}", "errors")
+            assert await server.reload()
+            await until(lambda: len(lines.matching("detected for zone")) == 2)
+            await until(lambda: not server._retired and not server._stopping)
+            assert 'kdns_loop_detected{zone="."} 1.0' in server.process.metrics.expose().decode()
+            text = corefile(port, "127.0.0.1:1")
+            assert await server.reload()
+            await until(lambda: not server._retired and not server._stopping)
+            assert "kdns_loop_detected{" not in server.process.metrics.expose().decode()
 
 
 async def test_a_loop_over_another_server_that_goes_away() -> None:

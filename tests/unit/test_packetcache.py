@@ -508,15 +508,15 @@ def test_a_duty_that_raises_keeps_no_reply(cache: PacketCache, metrics: Metrics)
     def duty(times: int, query: int, reply: int) -> None:
         raise RuntimeError("a bug")
 
-    for number in range(3):
+    for number in range(4):
         packet = question(f"n{number}.")
-        cache.put(UDP, packet, answer(packet), Lease(FOREVER, (b"f",), duties=(duty,)), 0.0)
+        cache.put(UDP, packet, answer(packet), Lease(FOREVER, (b"f%d" % (number // 2),), duties=(duty,)), 0.0)
         assert cache.get(UDP, packet, 0.0)
     with captured_log() as log:
-        cache.forget([b"f"])
-    assert len(cache) == 0
-    assert len(log.matching("could not be paid: RuntimeError('a bug')")) == 3
-    assert value(metrics, "hits_total") == 3
+        cache.forget([b"f0", b"f1"])
+    assert len(cache) == cache.facts == 0
+    assert len(log.matching("could not be paid: RuntimeError('a bug')")) == 4
+    assert value(metrics, "hits_total") == 4
 
 
 def test_duties_are_settled_on_eviction() -> None:
@@ -596,10 +596,14 @@ def test_what_comes_once_is_taken_in_only_while_there_is_plenty_of_room() -> Non
         cache.put(UDP, packet, answer(packet), ALWAYS, 0.0)
     assert len(cache) > 490
     assert value(metrics, "evictions_total") == 0
-    big = packet_cache(800, 10_000, Metrics())
+    big = packet_cache(800, 80_000, Metrics())
+    taken: list[int] = []
     for packet in packets:
         big.put(UDP, packet, answer(packet), ALWAYS, 0.0)
-    assert len(big) < 10
+        taken.append(len(big))
+    # One of 256 looks so.  Without a look whether they come again there would be seven times as many.
+    plenty = next(count for count, packet in enumerate(packets) if taken[count] == count)
+    assert 10 < plenty <= len(big) < plenty + 15
 
 
 def test_a_flood_of_names_asked_twice_does_not_push_out_those_in_use() -> None:

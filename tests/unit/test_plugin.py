@@ -181,6 +181,26 @@ async def test_who_gives_up_a_query_ends_its_task(caplog: pytest.LogCaptureFixtu
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
+async def test_who_drops_a_query_stepped_by_hand_ends_its_task() -> None:
+    """As the handler does when too many queries wait: else their tasks would be without a bound."""
+    ended = asyncio.Event()
+
+    class Endless(Plugin):
+        async def resolve(self, query: Query, next: Next) -> Reply:
+            try:
+                await asyncio.sleep(60)
+            finally:
+                ended.set()
+            return Reply()
+
+    answering = build_chain([Endless()])(QUERY)
+    answering.send(None)
+    await asyncio.sleep(0)
+    answering.close()
+    async with asyncio.timeout(5):
+        await ended.wait()
+
+
 async def test_errors_come_through() -> None:
     class Broken(Plugin):
         async def resolve(self, query: Query, next: Next) -> Reply:
@@ -293,6 +313,20 @@ def test_drops_reach_all_who_subscribe() -> None:
     leave()
     facts.drop((b"z",))
     assert heard[2:] == [("a", frozenset((b"z",)))]
+
+
+def test_drops_reach_those_behind_one_that_fails() -> None:
+    facts = Facts()
+    heard: list[frozenset[Fact]] = []
+
+    def broken(dropped: Iterable[Fact]) -> None:
+        raise RuntimeError("a bug")
+
+    facts.subscribe(broken)
+    facts.subscribe(lambda dropped: heard.append(frozenset(dropped)))
+    with pytest.raises(RuntimeError):
+        facts.drop((b"x",))
+    assert heard == [frozenset((b"x",))]
 
 
 def test_the_epoch_moves_with_every_drop_that_drops_something() -> None:

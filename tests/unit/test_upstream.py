@@ -743,6 +743,24 @@ async def test_few_sockets_are_shared(world: World, fake: FakeUpstream) -> None:
     assert world.value("kdns_upstream_full_total", fake.address, "udp") > 0
 
 
+async def test_a_port_that_must_be_kept_remembers_few_lost_answers(
+    world: World, fake: FakeUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once all 65,536 IDs of a port were lost, and looking for another one never ended."""
+    monkeypatch.setattr(limits, "UPSTREAM_FORSAKEN", 100)
+    world.home.allowance.left = 0
+    server = world.server(fake, max_fails=0)
+    ask, pool = Ask(b"\1a\0", b"\0\1\0\1", b"a question"), server._udp
+    assert pool is not None
+    for _ in range(5000):
+        attempt = Attempt(ask, server, "udp", 0.0)
+        server.send(attempt)
+        assert attempt.carrier is not None
+        attempt.carrier.forget(attempt)
+    assert [len(port.forsaken) for port in pool._pool] == [100] * 4
+    assert attempt.id in attempt.carrier.forsaken
+
+
 class NoSockets:
     """From now on the kernel gives no more sockets."""
 

@@ -9,13 +9,15 @@ from typing import Final, TypeAlias
 import msgspec
 
 from kdns import name
-from kdns.message import OPTION_ECS, OPTION_NSID, Edns, Query, Reply
+from kdns.message import OPTION_COOKIE, OPTION_ECS, OPTION_NSID, OPTION_PADDING, Edns, Query, Reply
 from kdns.plugins.rewrite.rule import Applied, Revert
 from kdns.values import BadValue
 
 Option: TypeAlias = tuple[int, bytes]
 
 _ACTIONS: Final = ("append", "replace", "set", "unset")
+_EACH_HIS_OWN: Final = (OPTION_COOKIE, OPTION_PADDING)
+"""Options that differ between two askers of what is one question otherwise (see `kdns.questions`)."""
 _NEW: Final = Edns(4096, False)
 """What a query without EDNS gets."""
 
@@ -151,7 +153,7 @@ def _local(action: str, words: Sequence[str], revert: bool) -> EdnsRule:
         fixed = bytes.fromhex(text[2:]) if text.startswith("0x") else text.encode()
     except ValueError:
         raise BadValue(f"'{text}' is not hexadecimal") from None
-    return EdnsRule(action, code, lambda query: fixed, shown=True, revert=revert)
+    return EdnsRule(action, code, lambda query: fixed, code in _EACH_HIS_OWN, shown=True, revert=revert)
 
 
 def _label(variable: str) -> Callable[[Query], bytes]:
