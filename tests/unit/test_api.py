@@ -245,11 +245,13 @@ async def test_a_watch_whose_packets_vanish(world):
     assert world.counted("kdns_kubernetes_relists_total") == 0 and not world.store.gone
 
 
-async def test_a_host_that_cannot_be_reached(world):
+async def test_a_host_that_cannot_be_reached(world, monkeypatch):
+    monkeypatch.setattr(http, "CONNECT", 0.3)
     world.api.blackhole()
-    await world.until(lambda: world.source.trouble["services"])
+    await world.api.cut()
+    await world.until(lambda: "no connection within 0.3 s" in world.source.trouble["services"])
     world.api.put("services", service("c"))
-    await asyncio.sleep(1)
+    await asyncio.sleep(0.5)
     await world.api.accept()
     assert await world.knows("a", "b", "c") < http.CONNECT + 1
     assert world.counted("kdns_kubernetes_relists_total") == 0
