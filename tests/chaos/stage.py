@@ -21,7 +21,7 @@ from tests.chaos.verdict import NotYet, Run
 from tests.chaos.world import Question
 from tests.fakeapi import FakeApi
 from tests.faults import tools
-from tests.support import ROOT, Kdns, free_port, http_get
+from tests.support import ROOT, Kdns, free_port, hang_up, http_get
 
 
 @dataclass
@@ -216,7 +216,7 @@ class Server:
             async with asyncio.timeout(5):
                 return said(await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big")))
         finally:
-            writer.close()
+            await hang_up(writer)
 
     async def becomes(self, name: str, right: Iterable[str], seconds: float, type: str = "A") -> float:
         """Seconds until this is the answer."""

@@ -32,7 +32,7 @@ from bench.report import Run
 from bench.run import Progress, possible
 from bench.sample import Best, Cost, Load, Memory, Sample
 from tests import fakeapi
-from tests.support import parse
+from tests.support import hang_up, parse
 
 RECORDS = {(name, kind) for name, kind, _ in world.cluster_records(500)}
 
@@ -490,7 +490,7 @@ async def test_changes_come_and_go_and_a_relist_is_forced() -> None:
                         await asyncio.sleep(0.01)
                     assert await director.obey("relist 3") == {}
                 assert wanted in await reader.readuntil(wanted)
-            writer.close()
+            await hang_up(writer)
         markers = [world.marker(1, number) for number in range(3)]
         assert all(server.get("services", one.name, one.namespace) for one in markers)
         last = sorted(server._stores["services"].items)[-3:]

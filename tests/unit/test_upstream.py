@@ -40,7 +40,7 @@ from tests.fakeupstream import (
 )
 from tests.plugintest import ask as ask_for
 from tests.plugintest import shown
-from tests.support import free_port
+from tests.support import free_port, hang_up
 from tests.upstreamtest import TCP, World, addresses, ask_many, compiled, needs_compiled, new_world, twins, until
 
 needs_renewal = pytest.mark.skipif(native.renew is None, reason="the Python twin does not renew sockets")
@@ -913,7 +913,7 @@ async def test_a_message_in_pieces_is_put_together(world: World) -> None:
             writer.write(bytes((octet,)))
             await writer.drain()
             await asyncio.sleep(0)
-        writer.close()
+        await hang_up(writer)
 
     listener = await asyncio.start_server(connected, "127.0.0.1", 0)
     try:
