@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from statistics import median
 
@@ -79,10 +79,19 @@ def judged(samples: Samples) -> Iterator[tuple[Target, float]]:
             yield target, own / base
 
 
-def markdown(samples: Samples) -> str:
-    """The verdict as a table; empty when this run can judge nothing."""
+def doubted(target: Target, doubtful: Collection[tuple[str, str]]) -> bool:
+    """Whether the answers behind a figure, or behind what it is compared with, were not as they should be.
+
+    ``doubtful``: (workload, peer) of such answers.
+    """
+    return any((target.workload, peer) in doubtful for peer in (target.peer, target.base))
+
+
+def markdown(samples: Samples, doubtful: Collection[tuple[str, str]] = ()) -> str:
+    """The verdict as a table; empty when this run can judge nothing.  ``doubtful``: see `doubted`."""
     lines = [
-        f"| {target.text} | {measured:.2f} | {'met' if measured <= target.limit else '**not met**'} |"
+        f"| {target.text} | {measured:.2f} | {'met' if measured <= target.limit else '**not met**'}"
+        f"{', **but see below**' * doubted(target, doubtful)} |"
         for target, measured in judged(samples)
     ]
     return "\n".join(["| target | measured | |", "|---|---|---|", *lines]) if lines else ""
