@@ -89,9 +89,14 @@ def doubted(target: Target, doubtful: Collection[tuple[str, str]]) -> bool:
 
 def markdown(samples: Samples, doubtful: Collection[tuple[str, str]] = ()) -> str:
     """The verdict as a table; empty when this run can judge nothing.  ``doubtful``: see `doubted`."""
+    found = list(judged(samples))
+    if not found:
+        return ""
     lines = [
         f"| {target.text} | {measured:.2f} | {'met' if measured <= target.limit else '**not met**'}"
         f"{', **but see below**' * doubted(target, doubtful)} |"
-        for target, measured in judged(samples)
+        for target, measured in found
     ]
-    return "\n".join(["| target | measured | |", "|---|---|---|", *lines]) if lines else ""
+    table = "\n".join(["| target | measured | |", "|---|---|---|", *lines])
+    left = [one.text for one in TARGETS if one.workload in samples and one not in [target for target, _ in found]]
+    return table + (f"\n\nNot judged, for want of a figure: {'; '.join(left)}." if left else "")

@@ -220,7 +220,9 @@ def test_the_verdict_is_about_what_was_measured_and_nothing_else() -> None:
     assert "| hot: CPU per query of kdns ≤ 1.25 × echo | 1.25 | met |" in text
     assert "| hot: CPU per query of kdns ≤ 0.33 × coredns | 0.33 | **not met** |" in text
     assert "| hot: Pss after the questions of kdns ≤ 45 MiB | 46.00 | **not met** |" in text
-    assert text.count("\n") == 1 + len(found)
+    table, _, left = text.partition("\n\n")
+    assert table.count("\n") == 1 + len(found)
+    assert left.startswith("Not judged, for want of a figure: hot: CPU per query of kdns ≤ 1 × nsd; cold: ")
     assert verdict.markdown({"hot": {"nsd": [sample(1.0)]}}) == ""
     # What is met with wrong answers, or beside them, is not worth much.
     samples["tcp"]["coredns"] = [sample(10.0, rcodes={"SERVFAIL": 1.0})]
