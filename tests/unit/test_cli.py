@@ -126,10 +126,14 @@ def test_sigint_and_sigquit(conf: Path) -> None:
 def test_a_second_sigint_ends_lameduck(tmp_path: Path) -> None:
     file = tmp_path / "Corefile"
     file.write_text(f".:{free_port()} {{\n whoami\n health 127.0.0.1:{free_port()} {{\n lameduck 1m\n }}\n}}\n")
-    with Kdns(file) as kdns:
+    pidfile = tmp_path / "pid"
+    with Kdns(file, "-pidfile", str(pidfile)) as kdns:
+        while not pidfile.exists():
+            time.sleep(0.01)
         kdns.process.send_signal(signal.SIGINT)
         kdns.wait_for("lameduck")
         assert kdns.stop(signal.SIGINT) == cli.INTERRUPTED
+    assert not pidfile.exists()
 
 
 def test_sigusr1_reloads_without_the_reload_directive(conf: Path) -> None:
