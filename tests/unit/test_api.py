@@ -17,26 +17,18 @@ from kdns.cluster import watch as watches
 from kdns.cluster.api import Selection
 from kdns.cluster.credentials import ApiError, endpoint, in_cluster
 from kdns.cluster.objects import KINDS
-from tests.apitest import World
+from tests.apitest import World, hasten
 from tests.certificates import make_certificate
 from tests.fakeapi import FakeApi, endpointslice, namespace, pod, service
-from tests.support import captured_log
 
-
-@pytest.fixture(autouse=True)
-def log():
-    with captured_log() as lines:
-        yield lines
+pytestmark = pytest.mark.usefixtures("log")
 
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch):
     """The same, ten times as fast."""
-    monkeypatch.setattr(pace, "FASTEST", 0.01)
+    hasten(monkeypatch)
     monkeypatch.setattr(pace, "SLOWEST", 0.18)
-    monkeypatch.setattr(pace, "FIRST_GAP", 0.1)
-    monkeypatch.setattr(pace, "LAST_GAP", 0.4)
-    monkeypatch.setattr(pace, "CALM", 1.0)
     monkeypatch.setattr(watches, "BEGINNING", 0.5)
     monkeypatch.setattr(watches, "SILENCE", 0.3)
     monkeypatch.setattr(http, "ASK_AGAIN", 0.3)

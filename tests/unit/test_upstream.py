@@ -52,18 +52,6 @@ async def world() -> AsyncIterator[World]:
         yield made
 
 
-@pytest.fixture
-async def fake() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as upstream:
-        yield upstream
-
-
-@pytest.fixture
-async def other() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as upstream:
-        yield upstream
-
-
 # --- the wheel -------------------------------------------------------------------------------------------------------
 
 
