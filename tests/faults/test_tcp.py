@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -109,10 +110,13 @@ async def test_one_client_with_a_long_pipeline_does_not_stop_the_clocks_of_other
 
     async with pulse(port, every=0.001) as beat:
         reading = asyncio.create_task(read_all())
+        began = time.monotonic()
         writer.write(packets)
-        assert await asyncio.wait_for(reading, 30) == 20_000
+        assert await asyncio.wait_for(reading, 60) == 20_000
+        took = time.monotonic() - began
         await hang_up(writer)
-    assert beat.fine and beat.asked > 50, vars(beat)
+    # However fast the machine is: nobody waited for more than a part of it.
+    assert beat.fine and beat.slowest < took / 4, (took, vars(beat))
 
 
 async def test_clients_that_never_read_are_cut_off(served: tuple[Kdns, int]) -> None:
