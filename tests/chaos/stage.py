@@ -17,7 +17,7 @@ from typing import Any
 
 from tests.chaos.answers import said
 from tests.chaos.load import EDNS, TYPES
-from tests.chaos.verdict import NotYet, Run
+from tests.chaos.verdict import Run
 from tests.chaos.world import Question
 from tests.fakeapi import FakeApi
 from tests.faults import tools
@@ -183,12 +183,6 @@ class Server:
         assert status == 200
         pairs = (line.rpartition(" ") for line in text.splitlines() if line and not line.startswith("#"))
         return {key: float(value) for key, _, value in pairs}
-
-    async def needs(self, feature: str, *words: str) -> None:
-        """Raise NotYet unless kdns has a metric of its own with one of these words in its name."""
-        names = {key.partition("{")[0] for key in await self.metrics()}
-        if not any(word in name for name in names for word in words):
-            raise NotYet(f"{feature}: kdns has no metric with {' or '.join(words)} in its name")
 
     async def ask(self, name: str, type: str = "A", seconds: float = 2.0) -> frozenset[str]:
         """What it says (see `tests.chaos.answers`); raises TimeoutError."""
