@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import signal
 import sys
 import tempfile
 from pathlib import Path
 
 from bench import measure, picture, report
-from bench.peers import PEERS, Peer
+from bench.peers import PEERS, Peer, named
 from bench.phases import Plan
 from bench.report import Run
 from bench.run import Bench, possible
@@ -29,10 +28,12 @@ def main(arguments: list[str] | None = None) -> int:
     for name, why in absent.items():
         print(f"not measured: {name}: {why}", file=sys.stderr)
     plan = Plan(frozenset(options.figures), options.seconds, options.queries, options.rate)
-    # Ended from outside, we still end the servers.
-    before = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     try:
-        with tempfile.TemporaryDirectory(prefix="kdns-bench-") as directory, measure.pinned(measure.cores()[1]):
+        with (
+            measure.ending_well(),
+            tempfile.TemporaryDirectory(prefix="kdns-bench-") as directory,
+            measure.pinned(measure.cores()[1]),
+        ):
             bench = Bench(Path(directory), plan)
             bench.run(workloads, peers, options.rounds)
     except measure.BenchError as error:
@@ -41,8 +42,6 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nbench: interrupted", file=sys.stderr)
         return 1
-    finally:
-        signal.signal(signal.SIGTERM, before)
     versions = {peer.name: version for peer in peers if (version := peer.told_version())}
     run = Run(bench.samples, options.peers, options.rounds, options.rate, absent, bench.failures, versions)
     text = report.markdown(run)
@@ -71,8 +70,8 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add = parser.add_argument
     add("workloads", nargs="*", metavar="WORKLOAD", help="default: all that a chosen peer can do")
-    add("--peers", type=_names, metavar="A,B", help="default: all that are found, but for the optional ones")
-    add("--figures", type=_names, metavar="A,B", default=list(FIGURES), help="default: all")
+    add("--peers", type=named, metavar="A,B", help="default: all that are found, but for the optional ones")
+    add("--figures", type=named, metavar="A,B", default=list(FIGURES), help="default: all")
     add("--rounds", type=int, metavar="N", default=3, help="measurements of each figure (default 3)")
     add("--seconds", type=float, metavar="S", default=4.0, help="length of one measurement (default 4)")
     add("--queries", type=int, metavar="N", default=60_000, help="questions that are asked once (default 60000)")
@@ -85,11 +84,6 @@ def _about(peer: Peer) -> str:
     if peer.missing:
         return f"not found: {peer.missing}"
     return "found; optional: only when --peers names it" if peer.optional else "found"
-
-
-def _names(text: str) -> list[str]:
-    """A comma-separated list without repetitions."""
-    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
 
 
 def _options(arguments: list[str]) -> argparse.Namespace:

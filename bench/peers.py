@@ -45,6 +45,11 @@ class Place:
         return path
 
 
+def named(text: str) -> list[str]:
+    """A command line's ``A,B``, without repetitions."""
+    return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
 def twins(setup: Path = ROOT / "setup.py") -> list[str]:
     """The extension modules that setup.py builds, from its table ``TWINS``; ValueError when that cannot be read."""
     for node in ast.parse(setup.read_text()).body:

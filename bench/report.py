@@ -61,7 +61,7 @@ def markdown(run: Run) -> str:
     parts = [f"# What a query costs\n\n{where(run)}"]
     for heading, tables in (
         ("CPU per query", _cpu(run)),
-        ("Verdict", filter(None, [verdict.markdown(run.samples)])),
+        ("Verdict", filter(None, [verdict.markdown(run.samples, doubtful(run.samples))])),
         ("Answers per second", _throughput(run)),
         ("Latency", _latency(run)),
         ("Memory", _memory(run)),
@@ -76,9 +76,13 @@ def markdown(run: Run) -> str:
 
 def where(run: Run) -> str:
     """On what machine, when, and how often."""
-    machine = f"{platform.machine()}, {_processor()}, {os.cpu_count()} cores, Linux {platform.release()}"
-    rounds = f"medians of {run.rounds} rounds" if run.rounds > 1 else "one round"
-    return f"{machine}, {time.strftime('%Y-%m-%d')}; {rounds}"
+    return f"{machine()}; medians of {run.rounds} rounds" if run.rounds > 1 else f"{machine()}; one round"
+
+
+def machine() -> str:
+    """What machine this is, and the date."""
+    parts = (platform.machine(), _processor(), f"{os.cpu_count()} cores", f"Linux {platform.release()}")
+    return ", ".join((*parts, time.strftime("%Y-%m-%d")))
 
 
 def _list(items: list[str]) -> list[str]:
@@ -215,6 +219,16 @@ def complaints(samples: Samples) -> list[str]:
     return out
 
 
+def doubtful(samples: Samples) -> set[tuple[str, str]]:
+    """(workload, peer) of whom there is a complaint."""
+    return {
+        (workload, peer)
+        for workload, row in samples.items()
+        for peer, found in row.items()
+        if any(_complaints(workload, peer, found))
+    }
+
+
 def _complaints(workload: str, peer: str, found: list[Sample]) -> Iterator[str]:
     costs = [sample.cost for sample in found if sample.cost]
     loads = [load for sample in found for load in (sample.quiet, sample.steady) if load]
@@ -241,6 +255,7 @@ def _complaints(workload: str, peer: str, found: list[Sample]) -> Iterator[str]:
 
 def write_json(run: Run, path: Path) -> None:
     """All samples, for who wants to reckon otherwise."""
+    doubts = doubtful(run.samples)
     data = {
         "machine": platform.machine(),
         "processor": _processor(),
@@ -253,7 +268,13 @@ def write_json(run: Run, path: Path) -> None:
         "not_measured": run.absent,
         "not_as_it_should_be": [*run.failures, *complaints(run.samples)],
         "verdict": [
-            {"target": target.text, "limit": target.limit, "measured": measured, "met": measured <= target.limit}
+            {
+                "target": target.text,
+                "limit": target.limit,
+                "measured": measured,
+                "met": measured <= target.limit,
+                "doubted": verdict.doubted(target, doubts),
+            }
             for target, measured in verdict.judged(run.samples)
         ],
         "samples": {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -29,7 +30,8 @@ from bench import measure, world
 from bench.control import Api, api
 from bench.load import Generator, compile_c
 from bench.measure import BenchError
-from bench.peers import PEERS, Peer, Place
+from bench.peers import PEERS, Peer, Place, named
+from bench.report import machine
 from bench.sample import Load
 
 MIB = 2**20
@@ -160,7 +162,7 @@ class Plan:
     """Length of the measurement of latencies during a relist, at least; a large list takes longer."""
     rate: float = 5000.0
     touches: int = 300
-    """Changes whose answers are waited for."""
+    """Changes whose answers are waited for, at most: `TOUCH_EVERY` and the wait for the answer lie between them."""
 
 
 # --- a server with its bounds -----------------------------------------------------------------------------------------
@@ -341,12 +343,15 @@ def changes(server: Server, generator: Generator, plan: Plan, out: Figures) -> N
         count, spent = server.api.applied() - before, measure.cpu(pid) - spent
         out.event_us = spent / count * 1e6 if count else None
         with undisturbed(pid), ThreadPoolExecutor(1) as pool:
-            # It ends before the touches, or about with them: most of them must have queries beside.
             asked = pool.submit(generator.run, server.port, plan.rate, plan.touches * TOUCH_EVERY)
-            for number in range(plan.touches):
-                out.answers.append(touch(server, number))
+            for number in itertools.count():
+                took = touch(server, number)
+                if asked.done():  # all that counts had queries beside it
+                    break
+                out.answers.append(took)
                 time.sleep(TOUCH_EVERY)
-            asked.result()
+            if (load := asked.result()).answered < 0.99 * load.sent:
+                raise BenchError(f"only {load.answered:,} of {load.sent:,} questions beside the changes were answered")
 
 
 def touch(server: Server, number: int) -> float:
@@ -436,11 +441,21 @@ def run(number: int, row: Row, peers: list[Peer], plan: Plan) -> tuple[dict[str,
 
 def main(arguments: list[str] | None = None) -> int:
     """Run what the command line asks for; 1 when a target is not met or something failed."""
-    options = _options(arguments)
+    try:
+        with measure.ending_well():
+            return _main(_options(arguments))
+    except BenchError as error:
+        print(f"bench: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("\nbench: interrupted", file=sys.stderr)
+    return 1
+
+
+def _main(options: argparse.Namespace) -> int:
     plan = replace(Plan(), relists=options.relists, seconds=options.seconds)
     peers = [PEERS[name] for name in options.peers]
     texts, failures, saved, good = [], [], {}, True
-    for number in options.row or ROWS:
+    for number in dict.fromkeys(options.row or ROWS):
         row = ROWS[number]
         found, failed = run(number, row, peers, plan)
         failures += failed
@@ -448,11 +463,13 @@ def main(arguments: list[str] | None = None) -> int:
         saved[number] = {peer: asdict(figures) for peer, figures in found.items()}
         own = [figures for peer, figures in found.items() if peer.startswith("kdns")]
         good &= all(judge(number, row, target, figures) is not False for target in TARGETS for figures in own)
-    text = "\n\n".join([*texts, *(f"- {failure}" for failure in failures)]) + "\n"
+    failed = ["\n".join(f"- {failure}" for failure in failures)] if failures else []
+    text = "\n\n".join([f"# What a large cluster costs\n\n{machine()}", *texts, *failed]) + "\n"
     print(text)
     if options.out:
         (options.out / "scale.md").write_text(text)
-        (options.out / "scale.json").write_text(json.dumps(saved, indent=1))
+        told = {"where": machine(), "not_as_it_should_be": failures, "rows": saved}
+        (options.out / "scale.json").write_text(json.dumps(told, indent=1) + "\n")
     return 0 if good and not failures else 1
 
 
@@ -463,19 +480,22 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
     add("--row", type=int, choices=list(ROWS), action="append", help="which cluster; default: each")
     add("--relists", type=int, default=20, metavar="N", help="default 20")
     add("--seconds", type=float, default=8.0, metavar="S", help="length of the relist under questions (default 8)")
-    add("--peers", type=lambda text: text.split(","), metavar="A,B",
+    add("--peers", type=named, metavar="A,B",
         default=[name for name in able if name != "kdns-multisocket"], help=f"of {' '.join(able)}")  # fmt: skip
     add("--out", type=Path, metavar="DIR", help="write scale.md and scale.json there")
     options = parser.parse_args(arguments)
-    for name in options.peers:
+    for name in options.peers or [""]:
         if name not in able:
-            parser.error(f"{name} cannot be measured; there are {' '.join(able)}")
+            parser.error(f"'{name}' cannot be measured; there are {' '.join(able)}")
     if not (1 <= options.relists <= 1000 and 1 <= options.seconds <= 300):
         parser.error("--relists must be from 1 to 1000, --seconds from 1 to 300")
     if shutil.which("cc") is None:
         parser.error("'cc' is not on PATH")
     if options.out:
-        options.out.mkdir(parents=True, exist_ok=True)
+        try:
+            options.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"--out: {error}")
     return options
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from statistics import median
 
@@ -79,10 +79,24 @@ def judged(samples: Samples) -> Iterator[tuple[Target, float]]:
             yield target, own / base
 
 
-def markdown(samples: Samples) -> str:
-    """The verdict as a table; empty when this run can judge nothing."""
+def doubted(target: Target, doubtful: Collection[tuple[str, str]]) -> bool:
+    """Whether the answers behind a figure, or behind what it is compared with, were not as they should be.
+
+    ``doubtful``: (workload, peer) of such answers.
+    """
+    return any((target.workload, peer) in doubtful for peer in (target.peer, target.base))
+
+
+def markdown(samples: Samples, doubtful: Collection[tuple[str, str]] = ()) -> str:
+    """The verdict as a table; empty when this run can judge nothing.  ``doubtful``: see `doubted`."""
+    found = list(judged(samples))
+    if not found:
+        return ""
     lines = [
-        f"| {target.text} | {measured:.2f} | {'met' if measured <= target.limit else '**not met**'} |"
-        for target, measured in judged(samples)
+        f"| {target.text} | {measured:.2f} | {'met' if measured <= target.limit else '**not met**'}"
+        f"{', **but see below**' * doubted(target, doubtful)} |"
+        for target, measured in found
     ]
-    return "\n".join(["| target | measured | |", "|---|---|---|", *lines]) if lines else ""
+    table = "\n".join(["| target | measured | |", "|---|---|---|", *lines])
+    left = [one.text for one in TARGETS if one.workload in samples and one not in [target for target, _ in found]]
+    return table + (f"\n\nNot judged, for want of a figure: {'; '.join(left)}." if left else "")

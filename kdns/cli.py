@@ -209,16 +209,19 @@ def _handle_signals(server: Server, stopped: asyncio.Future[tuple[int, bool]], p
     def end(name: str, graceful: bool) -> None:
         if stopped.done():
             if name == "SIGINT":
-                os._exit(INTERRUPTED)
+                leave(INTERRUPTED)
             return
         log.emit(log.INFO, f"{name}: {'Shutting down servers then terminating' if graceful else 'Shutting down'}")
         stopped.set_result((0, graceful))
 
     def quit_now() -> None:
         log.emit(log.INFO, "SIGQUIT: Quitting process immediately")
+        leave(0)
+
+    def leave(code: int) -> None:
         _remove_pid(pidfile)
         log.flush()
-        os._exit(0)
+        os._exit(code)
 
     def reload() -> None:
         log.emit(log.INFO, "SIGUSR1: Reloading")

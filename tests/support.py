@@ -208,7 +208,14 @@ async def http_get(
             head, _, body = (await reader.read()).partition(b"\r\n\r\n")
         return int(head.split()[1]), body.decode()
     finally:
-        writer.close()
+        await hang_up(writer)
+
+
+async def hang_up(writer: asyncio.StreamWriter) -> None:
+    """Close a connection and wait until it is: one that is still closing when its loop ends is never closed."""
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -4,8 +4,8 @@
 some of them in short (`test_scenarios`), where times do not count because others use the machine.
 
 A scenario is a coroutine function: it takes a `verdict.Run`, sets a `stage.Stage` up, breaks something, and returns a
-`verdict.Verdict` with what it measured.  One that waits for a feature raises `NotYet` when it does not find it, so that
-it counts as soon as the feature is there; one that lacks something of the machine raises `NotHere`.
+`verdict.Verdict` with what it measured.  One that lacks something of the machine raises
+`NotHere`.
 
 ==============  =======================================================================================
 `catalogue`     the table: id, what happens, figure, what is otherwise than in the catalogue of tests and why

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.chaos.catalogue import SCENARIOS
-from tests.chaos.verdict import NotHere, NotYet, Run, Scenario, Verdict
+from tests.chaos.verdict import NotHere, Run, Scenario, Verdict
 
 BOUND = 600.0
 """Seconds that a scenario of scale 1 may take: twice as long as any takes on a machine that others use, too."""
@@ -100,8 +100,6 @@ def _play(one: Scenario, progress: str, logs: Path, seed: int, options: argparse
         verdict = asyncio.run(_bounded(one, run))
         result.outcome = "FAILED" if verdict.failed else "passed"
         result.measured, result.failed, result.figures = ", ".join(verdict.measured), verdict.failed, verdict.figures
-    except NotYet as error:
-        result.outcome, result.measured = "not yet", str(error)
     except NotHere as error:
         result.outcome, result.measured = "not here", str(error)
     except Exception as error:  # noqa: BLE001 - the table tells of it, and the others are played
@@ -123,8 +121,7 @@ def table(results: list[Result]) -> str:
     for one in results:
         said = one.measured + (f" **{'; '.join(one.failed)[:600]}**" if one.failed else "")
         lines.append(f"| {one.id} {one.title} | {one.figure} | {said} | {one.seconds:.0f} | {one.outcome} |")
-    counts = {outcome: sum(one.outcome == outcome for one in results) for outcome in
-              ("passed", "FAILED", "not yet", "not here")}  # fmt: skip
+    counts = {outcome: sum(one.outcome == outcome for one in results) for outcome in ("passed", "FAILED", "not here")}
     return "\n".join([*lines, "", ", ".join(f"{count} {outcome}" for outcome, count in counts.items() if count)])
 
 

@@ -18,11 +18,11 @@ from typing import Any
 
 from tests.chaos.answers import said
 from tests.chaos.load import EDNS, TYPES
-from tests.chaos.verdict import NotYet, Run
+from tests.chaos.verdict import Run
 from tests.chaos.world import Question
 from tests.fakeapi import FakeApi
 from tests.faults import tools
-from tests.support import ROOT, Kdns, free_port, http_get
+from tests.support import ROOT, Kdns, free_port, hang_up, http_get
 
 
 @dataclass
@@ -190,12 +190,6 @@ class Server:
         fields = Path(f"/proc/{self.kdns.process.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
-    async def needs(self, feature: str, *words: str) -> None:
-        """Raise NotYet unless kdns has a metric of its own with one of these words in its name."""
-        names = {key.partition("{")[0] for key in await self.metrics()}
-        if not any(word in name for name in names for word in words):
-            raise NotYet(f"{feature}: kdns has no metric with {' or '.join(words)} in its name")
-
     async def ask(self, name: str, type: str = "A", seconds: float = 2.0) -> frozenset[str]:
         """What it says (see `tests.chaos.answers`); raises TimeoutError."""
         return said(await self.ask_fully(name, type, seconds))
@@ -222,7 +216,7 @@ class Server:
             async with asyncio.timeout(5):
                 return said(await reader.readexactly(int.from_bytes(await reader.readexactly(2), "big")))
         finally:
-            writer.close()
+            await hang_up(writer)
 
     async def becomes(self, name: str, right: Iterable[str], seconds: float, type: str = "A") -> float:
         """Seconds until this is the answer."""

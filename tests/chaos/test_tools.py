@@ -20,7 +20,7 @@ from tests.chaos import __main__ as command
 from tests.chaos import histories, world
 from tests.chaos.answers import said
 from tests.chaos.stage import Load
-from tests.chaos.verdict import NotYet, Run, Scenario, Verdict
+from tests.chaos.verdict import NotHere, Run, Scenario, Verdict
 from tests.fakeupstream import Asked, FakeUpstream
 
 
@@ -152,22 +152,22 @@ def test_outcomes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         verdict.check("all is well", False, "it is not")
         return verdict
 
-    async def early(run: Run) -> Verdict:
-        raise NotYet("a feature")
+    async def lacking(run: Run) -> Verdict:
+        raise NotHere("a program")
 
     async def broken(run: Run) -> Verdict:
         raise ValueError("oh")
 
     options = Namespace(scale=1.0, quick=False)
-    plays = {"fine": fine, "bad": bad, "early": early, "broken": broken}
+    plays = {"fine": fine, "bad": bad, "lacking": lacking, "broken": broken}
     results = {
         id: command._play(Scenario(id, id, "a figure", play), "[1/4]", tmp_path, 1, options)
         for id, play in plays.items()
     }
     outcomes = {id: result.outcome for id, result in results.items()}
-    assert outcomes == {"fine": "passed", "bad": "FAILED", "early": "not yet", "broken": "FAILED"}
+    assert outcomes == {"fine": "passed", "bad": "FAILED", "lacking": "not here", "broken": "FAILED"}
     assert results["bad"].failed == ["took 2 s > 1 s", "counted 0 < 1", "not: all is well (it is not)"]
     table = command.table(list(results.values()))
-    assert "| fine fine | a figure | took 500 ms | 0 | passed |" in table and "1 passed, 2 FAILED, 1 not yet" in table
+    assert "| fine fine | a figure | took 500 ms | 0 | passed |" in table and "1 passed, 2 FAILED, 1 not here" in table
     assert "ValueError: oh" in table
-    assert "[1/4] early early: not yet a feature" in capsys.readouterr().err
+    assert "[1/4] lacking lacking: not here a program" in capsys.readouterr().err

@@ -8,10 +8,6 @@ from pathlib import Path
 from typing import Any
 
 
-class NotYet(Exception):
-    """The scenario waits for a feature that kdns does not have; the message names it."""
-
-
 class NotHere(Exception):
     """This machine lacks what the scenario needs; the message names it."""
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import dns.rcode
 
+from kdns.cli import INTERRUPTED
 from tests.e2e.pod import Pod
 from tests.fakeapi import endpointslice, service
 from tests.fakeupstream import Asked
@@ -24,6 +25,8 @@ NODE = "192.0.2.53"
 CLUSTER = "10.96.0.11"
 """The cluster's DNS as NodeLocal DNSCache knows it (kube-dns-upstream)."""
 LOCAL = "169.254.20.10"
+LONG = 5.0
+"""Seconds of lameduck that are waited for; that of most folders."""
 
 
 @dataclass
@@ -174,16 +177,25 @@ class Run:
             assert metric in text, text
 
     async def ends(self, kdns: Kdns) -> None:
-        """SIGTERM: on it goes for the lameduck time, with live answers, and then it ends well."""
+        """SIGTERM: on it goes for the lameduck time, with live answers, and then it ends well.
+
+        Of a long lameduck only the beginning is waited for: the rest is like it, and a second SIGINT ends it.
+        """
         began = time.monotonic()
         kdns.process.send_signal(signal.SIGTERM)
         if self.case.lameduck:
+            await asyncio.to_thread(kdns.wait_for, f"Going into lameduck mode for {self.case.lameduck:g}s")
             self.pod.api.put("services", service("late", cluster_ip="10.0.0.6"))
             await asyncio.sleep(0.5)
             reply = await ask(self.case.port, "late.default.svc.cluster.local.", host=self.case.hosts[0])
             assert answers(reply)[0].endswith("10.0.0.6"), reply
             assert await http_get(8080, "/health", host=self.case.health) == (200, "OK")
-        code = await asyncio.to_thread(kdns.stop, 0, self.case.lameduck + 5)
+        if self.case.lameduck > LONG:
+            await asyncio.sleep(began + LONG - time.monotonic())
+            assert answers(await ask(self.case.port, "web.default.svc.cluster.local.", host=self.case.hosts[0]))
+            assert await asyncio.to_thread(kdns.stop, signal.SIGINT) == INTERRUPTED, kdns.output
+            return
+        code = await asyncio.to_thread(kdns.stop, 0, self.case.lameduck + 10)
         assert code == 0, kdns.output
         assert time.monotonic() - began >= self.case.lameduck
 

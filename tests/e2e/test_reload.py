@@ -23,7 +23,7 @@ import dns.message
 import pytest_asyncio
 
 from tests.fakeapi import FakeApi, service
-from tests.support import ROOT, Kdns, free_port, http_get
+from tests.support import ROOT, Kdns, free_port, hang_up, http_get
 
 RELOADS = 100
 RATE = 2000
@@ -260,7 +260,7 @@ async def hold_on(port: int) -> None:
             assert bytes((10, 96, 0, 7)) in packet, packet
             await asyncio.sleep(0.01)
     finally:
-        writer.close()
+        await hang_up(writer)
 
 
 async def until_ready(port: int) -> None:

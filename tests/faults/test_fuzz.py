@@ -32,7 +32,7 @@ from tests.faults.tools import (
     total,
     write_world,
 )
-from tests.support import Kdns, free_port
+from tests.support import Kdns, free_port, hang_up
 
 PACKETS = int(os.environ.get("KDNS_FUZZ_PACKETS", "16000"))
 SEED = int(os.environ.get("KDNS_FUZZ_SEED", "20261121"))
@@ -157,7 +157,7 @@ async def nowhere_over_tcp(reader: asyncio.StreamReader, writer: asyncio.StreamW
         while True:
             length = int.from_bytes(await reader.readexactly(2), "big")
             writer.write(framed(no_such_name(await reader.readexactly(length))))
-    writer.close()
+    await hang_up(writer)
 
 
 async def over_tcp(port: int, packets: Iterator[bytes], count: int, dice: random.Random) -> None:

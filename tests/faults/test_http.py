@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.tools import MIB, client, corefile, metrics, pulse, query, rss, until, write_world
-from tests.support import Kdns, free_port, http_get
+from tests.support import Kdns, free_port, hang_up, http_get
 
 
 class Ports:
@@ -84,6 +84,7 @@ async def test_requests_one_after_the_other_without_reading_take_no_memory(serve
         grown = rss(kdns) - before
         for _, writer in connections:
             writer.transport.abort()
+            await hang_up(writer)
     assert beat.fine, vars(beat)
     assert grown < 16 * MIB, grown
 
@@ -101,7 +102,7 @@ async def test_fifty_busy_scrapers_leave_dns_its_time(served: tuple[Kdns, Ports]
             with contextlib.suppress(ConnectionError):
                 scrapes += (await reader.read(12)).startswith(b"HTTP/1.1 200")
             await swallow(reader)
-            writer.close()
+            await hang_up(writer)
 
     scrapers = [asyncio.create_task(scrape()) for _ in range(50)]
     async with pulse(ports.dns, every=0.001) as beat, client(ports.dns) as udp:

@@ -13,7 +13,7 @@ from kdns.message import AAAA, SRV
 from tests.fakeupstream import Asked, FakeUpstream
 from tests.faults.test_tcp import read_reply
 from tests.faults.tools import WEB, client, corefile, framed, metrics, query, rcode, total, write_world
-from tests.support import Kdns, free_port, use_twin
+from tests.support import Kdns, free_port, hang_up, use_twin
 
 LEFTOVER = "*.default.svc.cluster.local."
 """Names that nobody has, each another one."""
@@ -46,7 +46,7 @@ async def over_tcp(port: int, packets: list[bytes]) -> list[bytes]:
     for packet in packets:
         writer.write(framed(packet))
         found.append(await read_reply(reader))
-    writer.close()
+    await hang_up(writer)
     return found
 
 

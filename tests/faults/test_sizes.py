@@ -14,7 +14,7 @@ from kdns.message import SRV, TXT, Edns
 from tests.fakeupstream import Asked, FakeUpstream
 from tests.faults.test_tcp import read_reply
 from tests.faults.tools import big_service, client, corefile, framed, query, write_world
-from tests.support import Kdns, free_port
+from tests.support import Kdns, free_port, hang_up
 
 BIG = {
     "big.default.svc.cluster.local.": (1, 300),
@@ -78,7 +78,7 @@ async def longest(port: int, name: str, size: int) -> int:
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(framed(query(name, 0, type, edns)))
     message = dns.message.from_wire(await read_reply(reader))
-    writer.close()
+    await hang_up(writer)
     assert sum(map(len, message.answer)) == count and not message.flags & dns.flags.TC
     return most
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import socket
 import struct
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from tests.faults.tools import (
     until,
     write_world,
 )
-from tests.support import Kdns, free_port
+from tests.support import Kdns, free_port, hang_up
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ async def test_answers_overtake_each_other(served: tuple[Kdns, int]) -> None:
     assert all(WEB_ADDRESS in reply for reply in first)
     rest = [await read_reply(reader) for _ in slow]
     assert sorted(reply[1] for reply in rest) == list(range(10))
-    writer.close()
+    await hang_up(writer)
 
 
 async def test_a_thousand_pipelined_are_all_answered_and_hold_up_nobody(served: tuple[Kdns, int]) -> None:
@@ -86,7 +87,7 @@ async def test_a_thousand_pipelined_are_all_answered_and_hold_up_nobody(served: 
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(packets)
         ids = {int.from_bytes((await read_reply(reader))[:2], "big") for _ in range(1000)}
-        writer.close()
+        await hang_up(writer)
     assert ids == set(range(1000))
     assert beat.fine, vars(beat)
 
@@ -109,10 +110,13 @@ async def test_one_client_with_a_long_pipeline_does_not_stop_the_clocks_of_other
 
     async with pulse(port, every=0.001) as beat:
         reading = asyncio.create_task(read_all())
+        began = time.monotonic()
         writer.write(packets)
-        assert await asyncio.wait_for(reading, 30) == 20_000
-        writer.close()
-    assert beat.fine and beat.asked > 50, vars(beat)
+        assert await asyncio.wait_for(reading, 60) == 20_000
+        took = time.monotonic() - began
+        await hang_up(writer)
+    # However fast the machine is: nobody waited for more than a part of it.
+    assert beat.fine and beat.slowest < took / 4, (took, vars(beat))
 
 
 async def test_clients_that_never_read_are_cut_off(served: tuple[Kdns, int]) -> None:
@@ -131,6 +135,7 @@ async def test_clients_that_never_read_are_cut_off(served: tuple[Kdns, int]) -> 
         sending.append(asyncio.create_task(loop.sock_sendall(sock, asked)))
     most = 0
     async with pulse(port) as beat:
+        await until(lambda: descriptors(kdns) >= open_before + len(socks))
         async with asyncio.timeout(25):
             while descriptors(kdns) > open_before + 1:
                 most = max(most, rss(kdns))
@@ -165,7 +170,7 @@ async def test_slow_half_and_idle_connections_are_closed(served: tuple[Kdns, int
                 await asyncio.wait([ended], timeout=1.0)
             await ended
         closed += 1
-        writer.close()
+        await hang_up(writer)
 
     async with pulse(port) as beat:
         clients = [asyncio.create_task(open_one(packet[:1], True)) for _ in range(500)]

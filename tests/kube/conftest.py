@@ -16,7 +16,12 @@ HERE = Path(__file__).parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Who waits for the cluster until another worker is done with it may wait for long."""
+    """Who waits for the cluster until another worker is done with it may wait for long.
+
+    These tests come first: a worker with nothing left to do takes the last ones of another, and would start a second
+    cluster for them after that of the first.
+    """
+    items.sort(key=lambda item: HERE not in item.path.parents)
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.timeout(600))

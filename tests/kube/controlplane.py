@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,19 @@ class ControlPlane:
     def revive(self, name: str) -> None:
         """Start a part again that was killed."""
         self._run(name, *self._commands[name][1:])
+
+    @contextmanager
+    def without(self, name: str) -> Iterator[None]:
+        """A part is killed, and back afterwards whatever comes: other tests have the same cluster."""
+        self.kill(name)
+        try:
+            yield
+        finally:
+            self.revive(name)
+
+    def remove(self, folder: Path) -> None:
+        """Delete what a Kustomize folder has, its Pods included: only when they are gone nobody counts them for his."""
+        self.kubectl("delete", "--cascade=foreground", "--ignore-not-found", "-k", str(folder))
 
     def kubectl(self, *arguments: str, stdin: str = "") -> str:
         """What kubectl prints as admin; raises RuntimeError with its complaint."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -91,8 +92,9 @@ def served(control_plane: ControlPlane, api: ApiClient) -> Iterator[Served]:
         yield served
 
 
-def grant(control_plane: ControlPlane) -> None:
-    """What deploy/ grants for it, to the user of these tests."""
+@contextmanager
+def granted(control_plane: ControlPlane) -> Iterator[None]:
+    """What deploy/ grants for it, to the user of these tests, as long as this lasts."""
     (patch,) = yaml.safe_load(COMPONENT.read_text())["patches"]
     rule = yaml.safe_load(patch["patch"])[0]["value"]
     role = {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "imports"}
@@ -108,6 +110,10 @@ def grant(control_plane: ControlPlane) -> None:
             "subjects": bound,
         },
     )
+    try:
+        yield
+    finally:
+        control_plane.kubectl("delete", "clusterrole/imports", "clusterrolebinding/imports")
 
 
 async def test_imports_from_forbidden_to_gone(control_plane: ControlPlane, api: ApiClient, served: Served) -> None:
@@ -124,32 +130,34 @@ async def test_imports_from_forbidden_to_gone(control_plane: ControlPlane, api: 
     await ready("kubernetes: serviceimports: list: 403 Forbidden")
     assert served.ask(f"web.{SUFFIX}") == UNKNOWN
     assert served.ask("kubernetes.default.svc.cluster.local.") - NOWHERE - UNKNOWN
-    grant(control_plane)
-    await ready("kubernetes: serviceimports: list: 404")
-    assert served.ask(f"web.{SUFFIX}") == UNKNOWN
-    assert served.ask("no-such.default.svc.cluster.local.") == NOWHERE
-    control_plane.apply(CRD)
-    until(lambda: served.ask(f"web.{SUFFIX}") == NOWHERE, SOON)
-    await ready("OK")
-    control_plane.kubectl("wait", "--for=condition=Established", f"crd/{CRD['metadata']['name']}", "--timeout=30s")
-    control_plane.apply(
-        service_import("web", "10.112.0.1", "fd00:112::1"),
-        service_import("db"),
-        endpoint_slice("db", "east", "203.0.113.1"),
-        endpoint_slice("db", "west", "203.0.113.2"),
-    )
-    until(lambda: served.ask(f"web.{SUFFIX}") == {"10.112.0.1"}, SOON)
-    until(lambda: served.ask(f"db.{SUFFIX}") == {"203.0.113.1", "203.0.113.2"}, SOON)
-    assert served.ask(f"web.{SUFFIX}", "AAAA") == {"fd00:112::1"}
-    assert served.ask(f"_http._tcp.web.{SUFFIX}", "SRV") == {f"0 80 web.{SUFFIX}"}
-    assert served.ask(f"203-0-113-2.west.db.{SUFFIX}") == {"203.0.113.2"}
-    assert served.ask(f"203-0-113-2.east.db.{SUFFIX}") == NOWHERE
-    assert served.ask(f"db.{SPACE}.svc.cluster.local.") == NOWHERE
-    control_plane.kubectl("delete", "-n", SPACE, "endpointslice", "db-east")
-    until(lambda: served.ask(f"db.{SUFFIX}") == {"203.0.113.2"}, SOON)
-    control_plane.kubectl("delete", "crd", CRD["metadata"]["name"])
-    until(lambda: served.ask(f"web.{SUFFIX}") == NOWHERE, SOON)
-    assert served.ask("kubernetes.default.svc.cluster.local.") - NOWHERE - UNKNOWN
+    with granted(control_plane), ExitStack() as stack:
+        await ready("kubernetes: serviceimports: list: 404")
+        assert served.ask(f"web.{SUFFIX}") == UNKNOWN
+        assert served.ask("no-such.default.svc.cluster.local.") == NOWHERE
+        remove = ("delete", "--ignore-not-found", "crd", CRD["metadata"]["name"])
+        stack.callback(control_plane.kubectl, *remove)
+        control_plane.apply(CRD)
+        until(lambda: served.ask(f"web.{SUFFIX}") == NOWHERE, SOON)
+        await ready("OK")
+        control_plane.kubectl("wait", "--for=condition=Established", f"crd/{CRD['metadata']['name']}", "--timeout=30s")
+        control_plane.apply(
+            service_import("web", "10.112.0.1", "fd00:112::1"),
+            service_import("db"),
+            endpoint_slice("db", "east", "203.0.113.1"),
+            endpoint_slice("db", "west", "203.0.113.2"),
+        )
+        until(lambda: served.ask(f"web.{SUFFIX}") == {"10.112.0.1"}, SOON)
+        until(lambda: served.ask(f"db.{SUFFIX}") == {"203.0.113.1", "203.0.113.2"}, SOON)
+        assert served.ask(f"web.{SUFFIX}", "AAAA") == {"fd00:112::1"}
+        assert served.ask(f"_http._tcp.web.{SUFFIX}", "SRV") == {f"0 80 web.{SUFFIX}"}
+        assert served.ask(f"203-0-113-2.west.db.{SUFFIX}") == {"203.0.113.2"}
+        assert served.ask(f"203-0-113-2.east.db.{SUFFIX}") == NOWHERE
+        assert served.ask(f"db.{SPACE}.svc.cluster.local.") == NOWHERE
+        control_plane.kubectl("delete", "-n", SPACE, "endpointslice", "db-east")
+        until(lambda: served.ask(f"db.{SUFFIX}") == {"203.0.113.2"}, SOON)
+        control_plane.kubectl(*remove)
+        until(lambda: served.ask(f"web.{SUFFIX}") == NOWHERE, SOON)
+        assert served.ask("kubernetes.default.svc.cluster.local.") - NOWHERE - UNKNOWN
 
 
 def test_topology_zones_are_those_of_the_nodes(control_plane: ControlPlane, served: Served) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -103,8 +104,18 @@ def test_the_api_server_accepts(control_plane: ControlPlane, path: str) -> None:
     control_plane.kubectl("apply", "--dry-run=server", "--validate=strict", "-k", str(DEPLOY / path))
 
 
+@pytest.fixture
+def kubeadm(control_plane: ControlPlane) -> Iterator[None]:
+    """What kubeadm has put there."""
+    try:
+        control_plane.apply(KUBE_DNS, COREDNS, command="create")
+        yield
+    finally:
+        control_plane.remove(REPLACE)
+
+
+@pytest.mark.usefixtures("kubeadm")
 def test_there_and_back(control_plane: ControlPlane) -> None:
-    control_plane.apply(KUBE_DNS, COREDNS, command="create")
     rolled_out(control_plane, "deployment/coredns")
     before = template(control_plane)
     control_plane.kubectl("apply", "-k", str(REPLACE))
@@ -127,7 +138,6 @@ def test_there_and_back(control_plane: ControlPlane) -> None:
     assert len(service["spec"]["ports"]) == 3
     control_plane.kubectl("-n", "kube-system", "rollout", "undo", "deployment/coredns")
     assert template(control_plane) == before
-    control_plane.kubectl("delete", "-k", str(REPLACE))
 
 
 def test_the_default_leaves_coredns_alone(control_plane: ControlPlane) -> None:
@@ -136,10 +146,12 @@ def test_the_default_leaves_coredns_alone(control_plane: ControlPlane) -> None:
         return set(control_plane.kubectl("-n", "kube-system", "get", kinds, "-o", "name").split())
 
     before = names()
-    control_plane.kubectl("apply", "-k", str(DEPLOY))
-    made = names() - before
-    assert {name.rpartition("/")[2] for name in made} == {"kdns"}
-    control_plane.kubectl("delete", "-k", str(DEPLOY))
+    try:
+        control_plane.kubectl("apply", "-k", str(DEPLOY))
+        made = names() - before
+        assert {name.rpartition("/")[2] for name in made} == {"kdns"}
+    finally:
+        control_plane.remove(DEPLOY)
     assert names() == before
 
 
@@ -164,7 +176,7 @@ def test_pods_are_scheduled_and_become_endpoints(control_plane: ControlPlane, pa
         (service,) = (one["metadata"]["name"] for one in found("services"))
         wait_for_endpoints(control_plane, service, next(iter(PATHS[path].values())))
     finally:
-        control_plane.kubectl("delete", "-k", str(DEPLOY / path))
+        control_plane.remove(DEPLOY / path)
 
 
 def wait_for_endpoints(control_plane: ControlPlane, service: str, count: int) -> None:

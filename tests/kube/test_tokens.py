@@ -115,7 +115,7 @@ def test_tokens_that_are_revoked_and_renewed(control_plane: ControlPlane, api: A
     tokens = Tokens(control_plane, api)
     control_plane.kubectl("apply", "-k", str(ROOT / "deploy" / "kubernetes"))
     with ExitStack() as stack:
-        stack.callback(control_plane.kubectl, "delete", "-k", str(ROOT / "deploy" / "kubernetes"))
+        stack.callback(control_plane.remove, ROOT / "deploy" / "kubernetes")
         account = ServiceAccount(control_plane.state / "serviceaccount", control_plane.authority)
         plugin = Plugin(control_plane.state / "credential.json")
         kubeconfig = control_plane.state / "exec.kubeconfig"
@@ -131,8 +131,8 @@ def test_tokens_that_are_revoked_and_renewed(control_plane: ControlPlane, api: A
         askers = [stack.enter_context(Asker(served, known)) for served in (in_pod, by_plugin)]
 
         tokens.revoke("lease-1")
-        control_plane.kill("kube-apiserver")  # so that it forgets, and everybody has to ask anew
-        control_plane.revive("kube-apiserver")
+        with control_plane.without("kube-apiserver"):
+            pass  # so that it forgets, and everybody has to ask anew
         until(lambda: attempt(lambda: tokens.issue("lease-2")), 60, pause=0.05)
         for served in (in_pod, by_plugin):
             until(lambda served=served: "401 Unauthorized" in served.process.read(), 20, pause=0.05)  # type: ignore[misc]

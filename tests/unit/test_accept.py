@@ -15,6 +15,7 @@ from kdns.accept import Acceptor
 from kdns.listen.stream import open_socket
 from tests.certificates import make_certificate
 from tests.fakeupstream import server_context
+from tests.support import hang_up
 
 
 class Greeter(asyncio.Protocol):
@@ -28,7 +29,7 @@ async def greeted(port: int) -> bytes:
     try:
         return await asyncio.wait_for(reader.read(), 5)
     finally:
-        writer.close()
+        await hang_up(writer)
 
 
 @contextlib.asynccontextmanager

@@ -11,7 +11,7 @@ import pytest
 from kdns import limits
 from kdns.admin import HttpListener
 from kdns.listen.stream import open_socket
-from tests.support import captured_log
+from tests.support import captured_log, hang_up
 
 
 class Served:
@@ -38,7 +38,7 @@ class Served:
                 while data := await asyncio.wait_for(reader.read(65536), 0.3):
                     out += data
         finally:
-            writer.close()
+            await hang_up(writer)
         return out
 
 
@@ -111,7 +111,7 @@ async def test_a_client_that_asks_no_more_gets_its_answer(served: Served) -> Non
     writer.write(get("/health", more=""))
     writer.write_eof()
     assert (await asyncio.wait_for(reader.read(), 5)).endswith(b"OK")
-    writer.close()
+    await hang_up(writer)
 
 
 async def test_http_1_0_is_closed_after_its_answer(served: Served) -> None:
@@ -142,7 +142,7 @@ async def test_slow_clients_are_cut_off(served: Served, monkeypatch: pytest.Monk
     writer.write(b"GET /hea")
     with contextlib.suppress(ConnectionError):
         assert await asyncio.wait_for(reader.read(), 5) == b""
-    writer.close()
+    await hang_up(writer)
     assert not served.listener.connections
 
 

@@ -17,26 +17,18 @@ from kdns.cluster import watch as watches
 from kdns.cluster.api import Selection
 from kdns.cluster.credentials import ApiError, endpoint, in_cluster
 from kdns.cluster.objects import KINDS
-from tests.apitest import World
+from tests.apitest import World, hasten
 from tests.certificates import make_certificate
 from tests.fakeapi import FakeApi, endpointslice, namespace, pod, service
-from tests.support import captured_log
 
-
-@pytest.fixture(autouse=True)
-def log():
-    with captured_log() as lines:
-        yield lines
+pytestmark = pytest.mark.usefixtures("log")
 
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch):
     """The same, ten times as fast."""
-    monkeypatch.setattr(pace, "FASTEST", 0.01)
+    hasten(monkeypatch)
     monkeypatch.setattr(pace, "SLOWEST", 0.18)
-    monkeypatch.setattr(pace, "FIRST_GAP", 0.1)
-    monkeypatch.setattr(pace, "LAST_GAP", 0.4)
-    monkeypatch.setattr(pace, "CALM", 1.0)
     monkeypatch.setattr(watches, "BEGINNING", 0.5)
     monkeypatch.setattr(watches, "SILENCE", 0.3)
     monkeypatch.setattr(http, "ASK_AGAIN", 0.3)
@@ -245,11 +237,13 @@ async def test_a_watch_whose_packets_vanish(world):
     assert world.counted("kdns_kubernetes_relists_total") == 0 and not world.store.gone
 
 
-async def test_a_host_that_cannot_be_reached(world):
+async def test_a_host_that_cannot_be_reached(world, monkeypatch):
+    monkeypatch.setattr(http, "CONNECT", 0.3)
     world.api.blackhole()
-    await world.until(lambda: world.source.trouble["services"])
+    await world.api.cut()
+    await world.until(lambda: "no connection within 0.3 s" in world.source.trouble["services"])
     world.api.put("services", service("c"))
-    await asyncio.sleep(1)
+    await asyncio.sleep(0.5)
     await world.api.accept()
     assert await world.knows("a", "b", "c") < http.CONNECT + 1
     assert world.counted("kdns_kubernetes_relists_total") == 0

@@ -14,38 +14,31 @@ from typing import Any
 import pytest
 
 from kdns import limits
-from kdns.cluster import auditor, pace
+from kdns.cluster import auditor
 from kdns.cluster import watch as watches
 from kdns.cluster.api import Selection
 from kdns.cluster.cluster import Cluster, Settings
 from kdns.cluster.objects import KINDS
 from kdns.log import Logger
 from kdns.metrics import Metrics
-from tests.apitest import World
+from tests.apitest import World, hasten
 from tests.fakeapi import FakeApi, Mischief, endpointslice, namespace, pod, service
 from tests.fakehttp import Request
-from tests.support import captured_log
 
 INTERVAL = 0.1
 ALL = {kind: Selection() for kind in KINDS}
 
 
-@pytest.fixture(autouse=True)
-def log():
-    with captured_log() as lines:
-        yield lines
+pytestmark = pytest.mark.usefixtures("log")
 
 
 @pytest.fixture(autouse=True)
 def hurry(monkeypatch):
     """The same, much faster."""
+    hasten(monkeypatch)
     monkeypatch.setattr(auditor, "PAUSE", 0.01)
     monkeypatch.setattr(auditor, "GRACE", 0.1)
     monkeypatch.setattr(auditor, "GAP", 0.0)
-    monkeypatch.setattr(pace, "FASTEST", 0.01)
-    monkeypatch.setattr(pace, "FIRST_GAP", 0.1)
-    monkeypatch.setattr(pace, "LAST_GAP", 0.4)
-    monkeypatch.setattr(pace, "CALM", 1.0)
 
 
 @pytest.fixture

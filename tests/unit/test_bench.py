@@ -32,7 +32,7 @@ from bench.report import Run
 from bench.run import Progress, possible
 from bench.sample import Best, Cost, Load, Memory, Sample
 from tests import fakeapi
-from tests.support import parse
+from tests.support import hang_up, parse
 
 RECORDS = {(name, kind) for name, kind, _ in world.cluster_records(500)}
 
@@ -220,8 +220,16 @@ def test_the_verdict_is_about_what_was_measured_and_nothing_else() -> None:
     assert "| hot: CPU per query of kdns ≤ 1.25 × echo | 1.25 | met |" in text
     assert "| hot: CPU per query of kdns ≤ 0.33 × coredns | 0.33 | **not met** |" in text
     assert "| hot: Pss after the questions of kdns ≤ 45 MiB | 46.00 | **not met** |" in text
-    assert text.count("\n") == 1 + len(found)
+    table, _, left = text.partition("\n\n")
+    assert table.count("\n") == 1 + len(found)
+    assert left.startswith("Not judged, for want of a figure: hot: CPU per query of kdns ≤ 1 × nsd; cold: ")
     assert verdict.markdown({"hot": {"nsd": [sample(1.0)]}}) == ""
+    # What is met with wrong answers, or beside them, is not worth much.
+    samples["tcp"]["coredns"] = [sample(10.0, rcodes={"SERVFAIL": 1.0})]
+    text = report.markdown(run_of(samples, "echo", "kdns", "kdns-pure", "coredns"))
+    assert "| tcp: CPU per query of kdns ≤ 0.6 × coredns | 0.60 | met, **but see below** |" in text
+    assert "| hot: CPU per query of kdns ≤ 1.25 × echo | 1.25 | met |" in text
+    assert "- coredns, tcp: 100.0% of the answers are not NOERROR" in text
     for target in verdict.TARGETS:
         assert target.workload in world.WORKLOADS and {target.peer, target.base or "echo"} <= set(PEERS)
 
@@ -490,7 +498,7 @@ async def test_changes_come_and_go_and_a_relist_is_forced() -> None:
                         await asyncio.sleep(0.01)
                     assert await director.obey("relist 3") == {}
                 assert wanted in await reader.readuntil(wanted)
-            writer.close()
+            await hang_up(writer)
         markers = [world.marker(1, number) for number in range(3)]
         assert all(server.get("services", one.name, one.namespace) for one in markers)
         last = sorted(server._stores["services"].items)[-3:]
@@ -558,6 +566,27 @@ def test_cpu_and_memory_of_a_process_and_its_children() -> None:
             process.stdin.close()
     assert spent[0] > 0.02
     assert spent[1] > 2.5 * spent[0], "a child that has ended has had its CPU nevertheless"
+
+
+def test_cpu_of_threads_that_have_ended() -> None:
+    code = """
+import sys, threading, time
+
+def work():
+    while time.thread_time() < 0.3:
+        pass
+
+worker = threading.Thread(target=work)
+worker.start()
+worker.join()
+print(1, flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stdin is not None
+        process.stdout.readline()
+        assert 0.3 <= measure.cpu(process.pid) < 1.0
+        process.stdin.close()
 
 
 def test_echo(tools: Path, tmp_path: Path) -> None:

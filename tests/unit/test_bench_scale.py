@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bench import scale, world
+from bench import measure, scale, world
 from bench.api import Director, fill
 from bench.peers import PEERS, Place
 from bench.sample import Load
@@ -114,12 +116,30 @@ def test_without_cgroups_there_is_no_limit(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_waiting_for_the_core_is_seen() -> None:
-    with scale.Waiting(os.getpid()) as waiting:
-        pass
-    assert waiting.worst >= 0
+    busy = [sys.executable, "-c", "while True: pass"]
+    with measure.pinned({min(os.sched_getaffinity(0))}):
+        rivals = [subprocess.Popen(busy) for _ in range(2)]
+    try:
+        with scale.Waiting(rivals[0].pid) as waiting:
+            time.sleep(4 * waiting.PAUSE)
+        assert waiting.worst > 1.0, "two that never rest have one core"
+    finally:
+        for rival in rivals:
+            rival.kill()
+            rival.wait()
 
 
-@pytest.mark.parametrize("words", [["--peers", "unbound"], ["--relists", "0"], ["--row", "3"], ["--seconds", "0"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--peers", "unbound"],
+        ["--peers", ","],
+        ["--out", "/dev/null/x"],
+        ["--relists", "0"],
+        ["--row", "3"],
+        ["--seconds", "0"],
+    ],
+)
 def test_wrong_command_lines(words: list[str]) -> None:
     with pytest.raises(SystemExit) as ended:
         scale.main(words)
@@ -128,11 +148,11 @@ def test_wrong_command_lines(words: list[str]) -> None:
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 def test_a_small_cluster_is_measured() -> None:
-    plan = Plan(relists=1, seconds=1.0, rate=200.0, touches=5)
+    plan = Plan(relists=1, seconds=1.0, rate=200.0, touches=50)
     found, failures = scale.run(0, TINY, [PEERS["kdns-pure"]], plan)
     assert failures == []
     figures = found["kdns-pure"]
     assert figures.load is not None and figures.load.lost == 0 == scale.wrong(figures.load)
     assert figures.sync_cpu and figures.pss and figures.peak and figures.event_us
-    assert len(figures.answers) == 5 and len(figures.relist_cpu) == len(figures.relist_seconds) == 1
+    assert 1 <= len(figures.answers) <= 50 and len(figures.relist_cpu) == len(figures.relist_seconds) == 1
     assert all(0 < took < 10 for took in figures.answers)

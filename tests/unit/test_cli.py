@@ -29,8 +29,8 @@ def port_of(conf: Path) -> int:
     return int(conf.read_text().split(":")[1].split()[0])
 
 
-def alive(port: int) -> bool:
-    reply = dns.query.udp(dns.message.make_query("example.org", "A"), "127.0.0.1", 5, port)
+def alive(port: int, seconds: float = 5) -> bool:
+    reply = dns.query.udp(dns.message.make_query("example.org", "A"), "127.0.0.1", seconds, port)
     return reply.rcode() == 0
 
 
@@ -126,10 +126,14 @@ def test_sigint_and_sigquit(conf: Path) -> None:
 def test_a_second_sigint_ends_lameduck(tmp_path: Path) -> None:
     file = tmp_path / "Corefile"
     file.write_text(f".:{free_port()} {{\n whoami\n health 127.0.0.1:{free_port()} {{\n lameduck 1m\n }}\n}}\n")
-    with Kdns(file) as kdns:
+    pidfile = tmp_path / "pid"
+    with Kdns(file, "-pidfile", str(pidfile)) as kdns:
+        while not pidfile.exists():
+            time.sleep(0.01)
         kdns.process.send_signal(signal.SIGINT)
         kdns.wait_for("lameduck")
         assert kdns.stop(signal.SIGINT) == cli.INTERRUPTED
+    assert not pidfile.exists()
 
 
 def test_sigusr1_reloads_without_the_reload_directive(conf: Path) -> None:
@@ -155,7 +159,7 @@ def test_the_default_corefile_is_whoami(tmp_path: Path) -> None:
         deadline = time.monotonic() + 15
         while time.monotonic() < deadline:
             try:
-                assert alive(port)
+                assert alive(port, 0.2)  # what comes before it listens is never answered
                 break
             except (OSError, dns.exception.Timeout):
                 time.sleep(0.02)

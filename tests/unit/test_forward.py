@@ -61,18 +61,6 @@ async def running(text: str, process: Process | None = None) -> AsyncIterator[Fo
             await asyncio.sleep(0.01)
 
 
-@pytest.fixture
-async def fake() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as upstream:
-        yield upstream
-
-
-@pytest.fixture
-async def other() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as upstream:
-        yield upstream
-
-
 # --- whom to ask -----------------------------------------------------------------------------------------------------
 
 

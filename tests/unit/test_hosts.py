@@ -342,8 +342,7 @@ async def test_other_zones_are_another_table(directory: Path) -> None:
 
 @given(st.binary(max_size=100))
 def test_no_octets_raise(data: bytes) -> None:
-    table = hosts.read(data.decode("utf-8", "surrogateescape").splitlines(), (ROOT,), True)
-    assert table.entries >= 0
+    hosts.read(data.decode("utf-8", "surrogateescape").splitlines(), (ROOT,), True)
 
 
 @given(st.text("*.ax@ \\#%:1", max_size=60))

@@ -95,6 +95,12 @@ def test_with_a_compiler_all_are_built_and_run(tree: Path) -> None:
     assert ran.stdout.strip() == str(tree / "kdns/__init__.py")
 
 
+def test_nothing_in_it_is_deprecated(tree: Path) -> None:
+    command = [sys.executable, "-W", "error", "setup.py", "-q", "--version"]
+    result = subprocess.run(command, cwd=tree, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
 def test_an_sdist_has_all_that_they_are_made_from(tree: Path) -> None:
     result = setup(tree, "auto", "-q", "sdist")
     assert result.returncode == 0, result.stderr

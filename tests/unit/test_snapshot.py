@@ -95,12 +95,6 @@ async def place(tmp_path: Path) -> AsyncIterator[Place]:
         one.close()
 
 
-@pytest.fixture
-def log() -> Iterator[Lines]:
-    with captured_log() as lines:
-        yield lines
-
-
 async def restored(one: Snapshot, kinds: tuple[str, ...] = KINDS) -> Index:
     index = Index(kinds, True, True)
     if not await one.restore(index):

@@ -40,7 +40,7 @@ from tests.fakeupstream import (
 )
 from tests.plugintest import ask as ask_for
 from tests.plugintest import shown
-from tests.support import free_port
+from tests.support import free_port, hang_up
 from tests.upstreamtest import TCP, World, addresses, ask_many, compiled, needs_compiled, new_world, twins, until
 
 needs_renewal = pytest.mark.skipif(native.renew is None, reason="the Python twin does not renew sockets")
@@ -50,18 +50,6 @@ needs_renewal = pytest.mark.skipif(native.renew is None, reason="the Python twin
 async def world() -> AsyncIterator[World]:
     async with new_world() as made:
         yield made
-
-
-@pytest.fixture
-async def fake() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as upstream:
-        yield upstream
-
-
-@pytest.fixture
-async def other() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as upstream:
-        yield upstream
 
 
 # --- the wheel -------------------------------------------------------------------------------------------------------
@@ -931,7 +919,7 @@ async def test_a_message_in_pieces_is_put_together(world: World) -> None:
             writer.write(bytes((octet,)))
             await writer.drain()
             await asyncio.sleep(0)
-        writer.close()
+        await hang_up(writer)
 
     listener = await asyncio.start_server(connected, "127.0.0.1", 0)
     try:

@@ -25,18 +25,6 @@ async def world() -> AsyncIterator[World]:
         yield made
 
 
-@pytest.fixture
-async def fake() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as upstream:
-        yield upstream
-
-
-@pytest.fixture
-async def other() -> AsyncIterator[FakeUpstream]:
-    async with FakeUpstream() as upstream:
-        yield upstream
-
-
 # --- one question, many askers ---------------------------------------------------------------------------------------
 
 
