@@ -194,7 +194,12 @@ async def test_mutated_packets(tmp_path: Path) -> None:
     loop = asyncio.get_running_loop()
     upstream, _ = await loop.create_datagram_endpoint(Nowhere, ("127.0.0.1", 0))
     _, upstream_port = upstream.get_extra_info("sockname")
-    upstream_tcp = await asyncio.start_server(nowhere_over_tcp, "127.0.0.1", upstream_port)
+    connections: set[asyncio.Task[None]] = set()
+
+    def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.add(asyncio.create_task(nowhere_over_tcp(reader, writer)))
+
+    upstream_tcp = await asyncio.start_server(connected, "127.0.0.1", upstream_port)
     address = f"127.0.0.1:{upstream_port}"
     kdns = await asyncio.to_thread(Kdns, conf_of(tmp_path, port, metrics_port, address))
     with kdns:
@@ -222,6 +227,7 @@ async def test_mutated_packets(tmp_path: Path) -> None:
         assert "Traceback" not in kdns.output and "panic" not in kdns.output, kdns.output
     upstream.close()
     upstream_tcp.close()
+    await asyncio.gather(*connections)
     print(f"{PACKETS} packets: {middle / MIB:.1f} MiB, then {end / MIB:.1f}; good ones {vars(beat)}")
     assert not beat.lost and not beat.wrong, vars(beat)
     assert end < middle * 1.05 + MIB, (middle / MIB, end / MIB)
