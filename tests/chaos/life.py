@@ -358,19 +358,19 @@ async def starved(run: Run) -> Verdict:
 
 
 async def highest(load: Load, rate: float, steps: int) -> float:
-    """The highest rate, from this one on, that is borne for two seconds; a query costs less in a crowd.
+    """The highest rate, from this one on, that is borne for four seconds; a query costs less in a crowd.
 
-    What is too much queues up in the socket's buffer before anything is lost: a tenth too much is 0.2 s after two.
+    What is too much queues up in the socket's buffer before anything is lost: a fortieth too much is 0.1 s after four.
     """
     found = rate
     for _ in range(steps):
         load.tell({"rate": rate})
         await load.window()
-        await asyncio.sleep(2)
+        await asyncio.sleep(4)
         seen = await load.window()
-        if seen.lost or seen.p99 > 0.2:
+        if seen.lost or seen.p99 > 0.1:
             break
-        found, rate = rate, rate * 1.3
+        found, rate = rate, rate * 1.2
     return found
 
 
