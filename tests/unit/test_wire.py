@@ -265,12 +265,13 @@ def test_edns_sizes_and_z_bits_are_no_error() -> None:
 
 
 def seconds(run: object, *arguments: object) -> float:
+    """The CPU time it takes, at best: who else is on the machine makes it longer now and then, and never shorter."""
     assert callable(run)
     best = 1.0
-    for _ in range(5):
-        start = time.perf_counter()
+    for _ in range(10):
+        start = time.thread_time()
         run(*arguments)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, time.thread_time() - start)
     return best
 
 
@@ -521,9 +522,9 @@ def test_five_thousand_records_in_linear_time() -> None:
 
     asked = query()
     for shared in (True, False):
-        half, whole = reply(1000, shared), reply(2000, shared)
-        ratio = seconds(wire.pack_reply, asked, whole, 10**6) / seconds(wire.pack_reply, asked, half, 10**6)
-        assert ratio < 3.5
+        quarter, whole = reply(1000, shared), reply(4000, shared)
+        ratio = seconds(wire.pack_reply, asked, whole, 10**6) / seconds(wire.pack_reply, asked, quarter, 10**6)
+        assert ratio < 10  # squares would be 16
     assert seconds(wire.pack_reply, asked, reply(5000, True), 10**6) < 0.015
     assert seconds(wire.pack_reply, asked, Reply(answer=addresses(5000)), 10**6) < 0.01
 
