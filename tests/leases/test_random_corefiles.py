@@ -15,7 +15,7 @@ from typing import Final
 
 import pytest
 
-from tests.leases.test_leases import Elsewhere, Server, Told, World, servers
+from tests.leases.world import Elsewhere, Server, Told, World, go_on, servers
 from tests.plugintest import Clock
 from tests.support import TWINS, captured_log, installed, use_twin
 
@@ -181,15 +181,7 @@ async def test_what_is_repeated_is_what_the_chain_would_say(
     with installed(Elsewhere), captured_log() as log:
         async with servers(world.fill_in(text), clock) as (repeating, asking, plain):
             for _ in range(QUESTIONS):
-                if world.random.random() < 0.2:
-                    change = world.change()
-                    for server in (repeating, asking, plain):
-                        if isinstance(change, str):
-                            await server.look()
-                        else:
-                            change(server)
-                if world.random.random() < 0.1:
-                    clock.now += world.random.choice([0.25, 1.0, 3.5])
+                await go_on(world, clock, (repeating, asking, plain))
                 packet = world.question()
                 replies, logged = zip(*(ask(server, packet) for server in (repeating, asking, plain)), strict=True)
                 assert logged[0] == logged[1], text
