@@ -89,6 +89,12 @@ def test_the_name_that_is_asked(rules: str, qname: str, new: str) -> None:
             ["www.back.org. 1 CNAME a.back.org.", "a.back.org. 1 MX 5 mail.back.org.", "b.org. 1 NS b.org."],
             ["www.front.org. 1 CNAME a.front.org.", "a.front.org. 1 MX 5 mail.front.org.", "b.org. 1 NS b.org."],
         ),
+        # `cache` repeats a name as another client has spelled it.
+        (
+            "rewrite name suffix front.org back.org answer auto",
+            ["wWw.bAck.oRg. 1 CNAME A.BACK.org."],
+            ["wWw.front.org. 1 CNAME A.front.org."],
+        ),
         # `auto` of other kinds knows only the name that was asked.
         (
             "rewrite name regex (.*)\\.front\\.org {1}.back.org answer auto",

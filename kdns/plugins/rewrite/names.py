@@ -75,6 +75,11 @@ def _checked_substitution(old: str, new: str) -> Change:
     return _substitution(pattern, fqdn(new))
 
 
+def _back_suffix(new: str, old: str) -> Change:
+    """From names that end with the rewritten suffix, however they are spelled, back to those that end with the old."""
+    return lambda text: text[: len(text) - len(new)] + old if text.lower().endswith(new) else None
+
+
 def _back(new: str, old: str) -> Change:
     """From the rewritten name, and names below it, back to the one that was asked."""
 
@@ -187,7 +192,7 @@ def name_rule(words: Sequence[str]) -> NameRule:
         return NameRule(_checked_substitution(old, new), auto, reverts)
     old, new = fqdn(old), fqdn(new)
     if kind == "suffix" and auto:
-        back = change("suffix", new, old)
+        back = _back_suffix(new, old)
         return NameRule(change(kind, old, new), False, (owners(back), targets(back), *reverts))
     return NameRule(change(kind, old, new), auto or kind == "exact", reverts)
 
