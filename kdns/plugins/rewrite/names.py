@@ -75,19 +75,15 @@ def _checked_substitution(old: str, new: str) -> Change:
     return _substitution(pattern, fqdn(new))
 
 
-def _back_suffix(new: str, old: str) -> Change:
-    """From names that end with the rewritten suffix, however they are spelled, back to those that end with the old."""
-    return lambda text: text[: len(text) - len(new)] + old if text.lower().endswith(new) else None
-
-
-def _back(new: str, old: str) -> Change:
-    """From the rewritten name, and names below it, back to the one that was asked."""
+def _back(new: str, old: str, within_labels: bool = False) -> Change:
+    """From names that end with the rewritten one, however they are spelled, back to those that end with the old; only
+    that name and names below it unless it may begin ``within_labels``, as a suffix does."""
 
     def back(text: str) -> str | None:
-        lower = text.lower()
-        if lower == new:
-            return old
-        return text[: len(text) - len(new)] + old if lower.endswith("." + new) else None
+        kept = text[: len(text) - len(new)]
+        if not text.lower().endswith(new) or not (within_labels or not kept or kept.endswith(".")):
+            return None
+        return kept + old
 
     return back
 
@@ -192,7 +188,7 @@ def name_rule(words: Sequence[str]) -> NameRule:
         return NameRule(_checked_substitution(old, new), auto, reverts)
     old, new = fqdn(old), fqdn(new)
     if kind == "suffix" and auto:
-        back = _back_suffix(new, old)
+        back = _back(new, old, within_labels=True)
         return NameRule(change(kind, old, new), False, (owners(back), targets(back), *reverts))
     return NameRule(change(kind, old, new), auto or kind == "exact", reverts)
 
