@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 from bench import measure, picture, report
-from bench.peers import PEERS, Peer, named
+from bench.peers import PEERS, Peer, make_directory, named
 from bench.phases import Plan
 from bench.report import Run
 from bench.run import Bench, possible
@@ -113,11 +113,7 @@ def _options(arguments: list[str]) -> argparse.Namespace:
     for tool in tools:
         if shutil.which(tool) is None:
             parser.error(f"'{tool}' is not on PATH")
-    if options.out:
-        try:
-            options.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            parser.error(f"--out: {error}")
+    make_directory(parser, options.out)
     return options
 
 

@@ -6,6 +6,7 @@ foreground, and has one thread or process to answer queries, no query log and no
 
 from __future__ import annotations
 
+import argparse
 import ast
 import functools
 import re
@@ -48,6 +49,15 @@ class Place:
 def named(text: str) -> list[str]:
     """A command line's ``A,B``, without repetitions."""
     return list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+
+
+def make_directory(parser: argparse.ArgumentParser, out: Path | None) -> None:
+    """Make what ``--out`` names, if it names anything; that it cannot be made is the parser's error."""
+    if out is not None:
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            parser.error(f"--out: {error}")
 
 
 def twins(setup: Path = ROOT / "setup.py") -> list[str]:

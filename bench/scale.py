@@ -30,7 +30,7 @@ from bench import measure, world
 from bench.control import Api, api
 from bench.load import Generator, compile_c
 from bench.measure import BenchError
-from bench.peers import PEERS, Peer, Place, named
+from bench.peers import PEERS, Peer, Place, make_directory, named
 from bench.report import machine
 from bench.sample import Load
 
@@ -491,11 +491,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("--relists must be from 1 to 1000, --seconds from 1 to 300")
     if shutil.which("cc") is None:
         parser.error("'cc' is not on PATH")
-    if options.out:
-        try:
-            options.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            parser.error(f"--out: {error}")
+    make_directory(parser, options.out)
     return options
 
 
