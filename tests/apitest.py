@@ -71,6 +71,21 @@ class Store:
         return sorted(name for _, name in self.objects[kind])
 
 
+def counted(metrics: Metrics, line: str) -> float:
+    """The value of a metric, or the sum of several, by the beginning of its line."""
+    lines = metrics.expose().decode().splitlines()
+    return sum(float(found.split()[-1]) for found in lines if found.startswith(line))
+
+
+async def come_true(what: Callable[[], Any], seconds: float, pause: float = 0.001) -> float:
+    """Wait; how long it took."""
+    started = time.monotonic()
+    async with asyncio.timeout(seconds):
+        while not what():
+            await asyncio.sleep(pause)
+    return time.monotonic() - started
+
+
 class World:
     """A fake API server, a source that follows it, and what the source's index knows."""
 
@@ -103,17 +118,10 @@ class World:
         return not any(self.source.status.values())
 
     async def until(self, what: Callable[[], Any], seconds: float = 10.0) -> float:
-        """Wait; how long it took."""
-        started = time.monotonic()
-        async with asyncio.timeout(seconds):
-            while not what():
-                await asyncio.sleep(0.001)
-        return time.monotonic() - started
+        return await come_true(what, seconds)
 
     async def knows(self, *names: str, kind: str = "services", seconds: float = 10.0) -> float:
         return await self.until(lambda: self.store.names(kind) == sorted(names), seconds)
 
     def counted(self, line: str) -> float:
-        """The value of a metric, by the beginning of its line."""
-        lines = self.metrics.expose().decode().splitlines()
-        return sum(float(found.split()[-1]) for found in lines if found.startswith(line))
+        return counted(self.metrics, line)

@@ -7,11 +7,13 @@ from ipaddress import ip_address
 from typing import Any
 
 from tests.chaos import world
-from tests.chaos.stage import Seen, Server, Setting, Stage, until
+from tests.chaos.stage import Load, Seen, Server, Setting, Stage, until
 from tests.chaos.verdict import Run, Verdict
 from tests.fakeapi import FakeApi, Mischief, service
 from tests.fakehttp import Request
 
+LOST = "lost.apps.svc.cluster.local."
+"""Not in the backup."""
 KINDS = ("namespaces", "services", "endpointslices", "pods")
 ABSENT: dict[str, dict[str, Any]] = {
     "refused": {},
@@ -207,26 +209,36 @@ async def half_open(run: Run) -> Verdict:
     return verdict
 
 
+async def backed_up(run: Run, stage: Stage) -> tuple[Server, Load, Any]:
+    """A server under load, a backup of what was there before, and a Service that is not in it."""
+    objects = world.fill(stage.api)
+    saved = stage.api.save()
+    server = await stage.server()
+    load = await stage.load(server, world.questions(objects, run.seed))
+    stage.api.put("services", service("lost", "apps", cluster_ip="10.97.0.1"))
+    await server.becomes(LOST, ["10.97.0.1"], 10)
+    return server, load, saved
+
+
+def go_on(stage: Stage) -> None:
+    """Fifty versions more."""
+    for number in range(50):
+        stage.api.put("services", service(f"noise{number}", "apps", cluster_ip="10.97.0.3"))
+
+
 async def restored(run: Run) -> Verdict:
     """K5: etcd comes back from a backup: lower versions; watches from the future are silent, refused, or errors."""
     verdict = Verdict(run)
     for future in ("silence",) if run.quick else ("silence", "error", "gone"):
         run.say(future)
         async with Stage(run) as stage:
-            objects = world.fill(stage.api)
-            saved = stage.api.save()
-            server = await stage.server()
-            load = await stage.load(server, world.questions(objects, run.seed))
-            name = "lost.apps.svc.cluster.local."
-            stage.api.put("services", service("lost", "apps", cluster_ip="10.97.0.1"))
-            await server.becomes(name, ["10.97.0.1"], 10)
-            for number in range(50):
-                stage.api.put("services", service(f"noise{number}", "apps", cluster_ip="10.97.0.3"))
+            server, load, saved = await backed_up(run, stage)
+            go_on(stage)
             await server.becomes("noise49.apps.svc.cluster.local.", ["10.97.0.3"], 10)
             stage.api.future = future
             await stage.api.rewind(saved)
             stage.api.put("services", service("kept", "apps", cluster_ip="10.97.0.2"))
-            took = await server.becomes(name, ["NXDOMAIN"], 60)
+            took = await server.becomes(LOST, ["NXDOMAIN"], 60)
             took += await server.becomes("kept.apps.svc.cluster.local.", ["10.97.0.2"], 60)
             verdict.at_most(f"{future}: correct after", took, 30.0, "s")
             verdict.clean(await load.window(), future)
@@ -237,17 +249,10 @@ async def overtaken(run: Run) -> Verdict:
     """K5, harder: before kdns is back, the restored etcd has passed the version that kdns knows."""
     verdict = Verdict(run)
     async with Stage(run) as stage:
-        objects = world.fill(stage.api)
-        saved = stage.api.save()
-        server = await stage.server()
-        load = await stage.load(server, world.questions(objects, run.seed))
-        name = "lost.apps.svc.cluster.local."
-        stage.api.put("services", service("lost", "apps", cluster_ip="10.97.0.1"))
-        await server.becomes(name, ["10.97.0.1"], 10)
+        server, load, saved = await backed_up(run, stage)
         await stage.api.rewind(saved)
-        for number in range(50):
-            stage.api.put("services", service(f"noise{number}", "apps", cluster_ip="10.97.0.3"))
-        took = await server.becomes(name, ["NXDOMAIN"], 600)
+        go_on(stage)
+        took = await server.becomes(LOST, ["NXDOMAIN"], 600)
         took += await server.becomes("noise0.apps.svc.cluster.local.", ["10.97.0.3"], 600)
         verdict.at_most("correct after", took, 600.0, "s")
         verdict.clean(await load.window())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -13,6 +12,7 @@ from kdns.cluster import auditor, http
 from kdns.cluster.cluster import Cluster, Settings
 from kdns.log import Logger
 from kdns.metrics import Metrics
+from tests.apitest import come_true, counted
 from tests.kube.apiclient import ApiClient, client
 from tests.kube.controlplane import ControlPlane
 from tests.kube.test_trouble import endpoint_slice
@@ -83,18 +83,13 @@ class Audited:
         return (space, name.encode()) in set(self.cluster.index.names(kind))
 
     def counted(self, start: str) -> float:
-        lines = self.metrics.expose().decode().splitlines()
-        return sum(float(line.split()[-1]) for line in lines if line.startswith(f"kdns_kubernetes_{start}"))
+        return counted(self.metrics, f"kdns_kubernetes_{start}")
 
     def audits(self, kind: str, result: str) -> float:
         return self.counted(f'audits_total{{resource="{kind}",result="{result}"')
 
     async def until(self, right: Callable[[], bool], seconds: float = 30.0) -> float:
-        began = time.monotonic()
-        async with asyncio.timeout(seconds):
-            while not right():
-                await asyncio.sleep(0.02)
-        return time.monotonic() - began
+        return await come_true(right, seconds, pause=0.02)
 
 
 @pytest.fixture

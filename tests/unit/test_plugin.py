@@ -161,44 +161,38 @@ async def test_timeouts_work_in_a_plugin_that_is_not_inline() -> None:
         answering.send(None)
 
 
+class Endless(Plugin):
+    def __init__(self) -> None:
+        self.ended = asyncio.Event()
+
+    async def resolve(self, query: Query, next: Next) -> Reply:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            self.ended.set()
+        return Reply()
+
+
 async def test_who_gives_up_a_query_ends_its_task(caplog: pytest.LogCaptureFixture) -> None:
-    ended = asyncio.Event()
-
-    class Endless(Plugin):
-        async def resolve(self, query: Query, next: Next) -> Reply:
-            try:
-                await asyncio.sleep(60)
-            finally:
-                ended.set()
-            return Reply()
-
-    task = asyncio.create_task(build_chain([Endless()])(QUERY))
+    endless = Endless()
+    task = asyncio.create_task(build_chain([endless])(QUERY))
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
-    assert ended.is_set()
+    assert endless.ended.is_set()
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 async def test_who_drops_a_query_stepped_by_hand_ends_its_task() -> None:
     """As the handler does when too many queries wait: else their tasks would be without a bound."""
-    ended = asyncio.Event()
-
-    class Endless(Plugin):
-        async def resolve(self, query: Query, next: Next) -> Reply:
-            try:
-                await asyncio.sleep(60)
-            finally:
-                ended.set()
-            return Reply()
-
-    answering = build_chain([Endless()])(QUERY)
+    endless = Endless()
+    answering = build_chain([endless])(QUERY)
     answering.send(None)
     await asyncio.sleep(0)
     answering.close()
     async with asyncio.timeout(5):
-        await ended.wait()
+        await endless.ended.wait()
 
 
 async def test_errors_come_through() -> None:
